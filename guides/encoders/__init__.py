@@ -1,0 +1,6 @@
+"""Encoders: nets from a datum x_i to its λ_i."""
+
+from .linear import Linear
+from .mlp import MLP
+
+__all__ = ["MLP", "Linear"]

@@ -1,0 +1,35 @@
+"""A multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+__all__ = ["MLP"]
+
+
+class MLP:
+    """A multilayer perceptron over the flattened x_i.
+
+    Calling it with the shape of x_i and the size of λ_i makes the net: (*, *shape) → (*, size). `Amortized` calls it.
+
+    Args:
+        hidden: width of each hidden layer.
+        activation: makes the nonlinearity between layers.
+    """
+
+    def __init__(self, hidden: Sequence[int] = (64,), *, activation: Callable[[], nn.Module] = nn.Tanh) -> None:
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"MLP: widths must be positive, but are {tuple(hidden)}.")
+        self.hidden = tuple(hidden)
+        self.activation = activation
+
+    def __call__(self, shape: tuple[int, ...], size: int) -> nn.Sequential:
+        flatten = nn.Flatten(-len(shape)) if shape else nn.Unflatten(-1, (-1, 1))
+        layers: list[nn.Module] = [flatten]
+        for features, width in pairwise((prod(shape), *self.hidden, size)):
+            layers += [nn.Linear(features, width), self.activation()]
+        return nn.Sequential(*layers[:-1])

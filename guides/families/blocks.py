@@ -1,0 +1,40 @@
+"""A Gaussian whose covariance is block diagonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .full_rank import FullRank
+
+__all__ = ["Blocks"]
+
+
+class Blocks(FullRank):
+    """A Gaussian whose coordinates are correlated within blocks and independent between them.
+
+    Between `MeanField` (blocks of one) and `FullRank` (one block). λ is FullRank's without the entries between blocks.
+
+    Args:
+        sizes: how many consecutive coordinates each block has; they must add up to dim.
+        scale: standard deviation that q starts with.
+    """
+
+    def __init__(self, *sizes: int, scale: float = 0.1) -> None:
+        super().__init__(scale=scale)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"Blocks: sizes must be positive integers, but are {sizes}.")
+        self.sizes = sizes
+
+    def over(self, dim: int) -> Blocks:
+        if sum(self.sizes) != dim:
+            raise ValueError(f"Blocks: sizes {self.sizes} add up to {sum(self.sizes)}, but the latents have {dim} dimensions.")
+        return super().over(dim)
+
+    def blocks(self) -> list[list[int]]:
+        ends = torch.tensor(self.sizes).cumsum(0).tolist()
+        return [list(range(end - size, end)) for size, end in zip(self.sizes, ends, strict=True)]
+
+    def _below(self, device: torch.device) -> Tensor:
+        pairs = [(row, column) for block in self.blocks() for row in block for column in block if column < row]
+        return torch.tensor(pairs, dtype=torch.int64, device=device).reshape(-1, 2).mT

@@ -1,0 +1,32 @@
+"""A point mass."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .base import Family
+
+__all__ = ["Delta"]
+
+
+class Delta(Family):
+    """A point mass at λ. A fit with it finds the maximum a posteriori h in unconstrained space.
+
+    A point mass has no density: KL(q ‖ p(h)) is infinite, so its ELBO is −inf and the loss of its fit, −log p(x, h), is no
+    bound on the evidence. `inference.elbo` says so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def size(self) -> int:
+        return self.dim
+
+    def start(self) -> Tensor:
+        return torch.zeros(self.dim)
+
+    def forward(self, lam: Tensor) -> dist.Delta:
+        return dist.Delta(lam, event_dim=1)

@@ -1,0 +1,47 @@
+"""A Gaussian with any covariance."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from .base import Family, inverse_softplus
+
+__all__ = ["FullRank"]
+
+
+class FullRank(Family):
+    """A Gaussian with any covariance: λ = (loc, softplus⁻¹ scale, lower).
+
+    The Cholesky factor is diag(scale) (I + L), where `lower` fills L strictly below the diagonal: an entry of L has no unit,
+    so that one step size serves coordinates of all scales.
+
+    Args:
+        scale: standard deviation that q starts with.
+    """
+
+    @property
+    def size(self) -> int:
+        return 2 * self.dim + len(self._below(torch.device("cpu"))[0])
+
+    def start(self) -> Tensor:
+        lam = torch.zeros(self.size)
+        lam[self.dim : 2 * self.dim] = inverse_softplus(self.scale)
+        return lam
+
+    def forward(self, lam: Tensor) -> dist.MultivariateNormal:
+        loc, raw_scale, lower = lam.split([self.dim, self.dim, self.size - 2 * self.dim], -1)
+        scale = softplus(raw_scale)
+        row, column = self._below(lam.device)
+        unit = torch.eye(self.dim, dtype=lam.dtype, device=lam.device).repeat(*lam.shape[:-1], 1, 1)
+        unit[..., row, column] = lower
+        return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit)
+
+    def blocks(self) -> list[list[int]]:
+        return [list(range(self.dim))]
+
+    def _below(self, device: torch.device) -> Tensor:
+        """Rows and columns of the entries of L that may differ from zero, shape (2, entries)."""
+        return torch.tril_indices(self.dim, self.dim, -1, device=device)

@@ -1,0 +1,141 @@
+"""The latents of a model, packed into one unconstrained vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import sum_rightmost
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+
+__all__ = ["Latent", "Latents"]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent site: where it stands in the model, and where its numbers stand in the packed vector."""
+
+    name: str
+    support: constraints.Constraint
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    unconstrained_shape: torch.Size
+    frames: tuple[CondIndepStackFrame, ...]
+
+    @property
+    def is_real_vector(self) -> bool:
+        """Whether the site takes a real vector as it is, without a bijection or a reshape."""
+        return len(self.event_shape) == 1 and self.support in (constraints.real, constraints.real_vector)
+
+
+class Latents:
+    """The latent sites of a model, learned by tracing it once, packed into one unconstrained vector.
+
+    Args:
+        model: any Pyro program.
+        args, kwargs: arguments for one call of it.
+        plate: name of the data plate. If it is not None, the vector is one per datum, and every latent must lie in it.
+
+    Raises:
+        ValueError: if there is nothing to pack, or a latent is discrete, or not inside the plate.
+    """
+
+    def __init__(self, model: Callable[..., Any], args: Any, kwargs: Any, *, plate: str | None) -> None:
+        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+            trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+        sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
+        if not sites:
+            raise ValueError("the model has no latent sites, so there is nothing for a guide to do.")
+        self.plate = plate
+        self.sites = [_latent(site, plate) for site in sites]
+        self.dim = sum(self._width(site) for site in self.sites)
+        self.dtype = sites[0]["value"].dtype
+        self.device = sites[0]["value"].device
+        frames = [frame for site in self.sites for frame in site.frames if frame.name == plate]
+        self.size: int = (frames[0].full_size or frames[0].size) if frames else 1
+        self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
+
+    def sample(self, q: TorchDistribution, plate: pyro.plate | None) -> dict[str, Tensor]:
+        """Draws the packed vector from `q` and hands it to the model's sites, inside the data `plate` if there is one."""
+        with ExitStack() as stack:
+            if plate is not None:
+                stack.enter_context(plate)
+            if len(self.sites) == 1 and self.sites[0].is_real_vector and (plate is not None or not self.sites[0].frames):
+                name = self.sites[0].name
+                return {name: pyro.sample(name, q)}
+            packed = pyro.sample("_latent", q, infer={"is_auxiliary": True})
+            return self._unpack(packed)
+
+    def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
+        values = {}
+        plates = {
+            frame: pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim)
+            for site in self.sites
+            for frame in site.frames
+            if frame.name != self.plate
+        }
+        lead: tuple[int, ...] = tuple(packed.shape[:-1])
+        if self.plate is None:
+            lead = lead[: max(0, len(lead) - self.nesting)]
+        start = 0
+        for site in self.sites:
+            width = self._width(site)
+            shape = tuple(site.unconstrained_shape)
+            if self.plate is None and lead:
+                batch = (1,) * (self.nesting - len(site.batch_shape)) + tuple(site.batch_shape)
+                shape = (*batch, *shape)
+            elif self.plate is None:
+                shape = (*site.batch_shape, *shape)
+            unconstrained = packed[..., start : start + width].reshape(*lead, *shape)
+            transform = biject_to(site.support)
+            value = transform(unconstrained)
+            density = transform.inv.log_abs_det_jacobian(value, unconstrained)
+            density = sum_rightmost(density, density.dim() - (value.dim() - len(site.event_shape)))
+            with ExitStack() as stack:
+                for frame in site.frames:
+                    if frame in plates:
+                        stack.enter_context(plates[frame])
+                delta = dist.Delta(value, log_density=density, event_dim=len(site.event_shape))
+                values[site.name] = pyro.sample(site.name, delta)
+            start += width
+        return values
+
+    def _width(self, site: Latent) -> int:
+        shape = site.unconstrained_shape if self.plate is not None else (*site.batch_shape, *site.unconstrained_shape)
+        return prod(shape)
+
+
+def _latent(site: dict[str, Any], plate: str | None) -> Latent:
+    name, fn = site["name"], site["fn"]
+    if fn.support.is_discrete:
+        raise ValueError(f"the latent {name!r} is discrete ({fn}); these families are over real vectors.")
+    frames = tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+    if plate is not None and [frame.name for frame in frames] != [plate]:
+        inside = ", ".join(repr(frame.name) for frame in frames) or "no plate"
+        raise ValueError(
+            f"the latent {name!r} is inside {inside}, but a guide with one λ for each datum needs it inside the plate "
+            f"{plate!r} alone: use a Global guide, or name the data plate by plate=...."
+        )
+    event_shape = fn.event_shape
+    batch_shape = site["value"].shape[: site["value"].dim() - len(event_shape)]
+    unconstrained = biject_to(fn.support).inverse_shape(fn.shape())
+    return Latent(
+        name=name,
+        support=fn.support,
+        batch_shape=batch_shape,
+        event_shape=event_shape,
+        unconstrained_shape=unconstrained[len(fn.batch_shape) :],
+        frames=frames,
+    )

@@ -1,0 +1,10 @@
+"""Sources: where the λ of a guide comes from."""
+
+from .amortized import Amortized
+from .base import Guide
+from .global_ import Global
+from .local import Local, rows
+from .posterior import Posterior
+from .prior import Prior
+
+__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "rows"]

@@ -1,0 +1,104 @@
+"""The contract of a guide."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pyro
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.nn import PyroModule
+from pyro.nn.module import _PyroModuleMeta
+from torch import Tensor, nn
+
+from ..families import Family
+from ..latents import Latents
+
+__all__ = ["Guide"]
+
+
+class _AbstractPyroModule(_PyroModuleMeta, ABCMeta):
+    """PyroModule has a metaclass of its own; this one also refuses a guide with an abstract method left."""
+
+
+class Guide(PyroModule, metaclass=_AbstractPyroModule):
+    """q_λ(h | x) with the call signature of its model.
+
+    `q` returns the distribution; a call samples it at the model's sites. Like Pyro's autoguides, a guide learns the sites of
+    its model on its first call; `setup` does so before, for instance to load a `state_dict`.
+
+    Args:
+        model: any Pyro program. It is not adopted: its parameters do not become the guide's.
+        family: the shape of q.
+        plate: name of the model's data plate.
+    """
+
+    local: ClassVar[bool]
+    """Whether there is one λ for each datum."""
+
+    def __init__(self, model: Callable[..., Any], family: Family, *, plate: str = "data") -> None:
+        super().__init__(name=type(self).__name__)
+        if not isinstance(family, Family):
+            raise TypeError(f"{type(self).__name__}: family must be a Family such as MeanField(), but is {family!r}.")
+        self.family = family
+        self.plate = plate
+        self._model = (model,)
+        self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        self.latents: Latents | None = None
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model that this guide was built for."""
+        return self._model[0]
+
+    @abstractmethod
+    def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        """q_λ(h | x) over the packed unconstrained latents.
+
+        Args:
+            x: data rows.
+            index: which rows of the whole data they are; needed where λ is looked up by it.
+        """
+
+    @abstractmethod
+    def make_parameters(self, x: Tensor) -> None:
+        """Makes λ, when the family and its dimension are known. `x` holds rows of the data."""
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Learns the model's latents from one call with these arguments, and makes λ. Does nothing the second time."""
+        if self.latents is not None:
+            return
+        latents = Latents(self.model, args, kwargs, plate=self.plate if self.local else None)
+        self.family = self.family.over(latents.dim)
+        self.latents = latents
+        try:
+            self.make_parameters(self._call(args, kwargs)[0])
+        except BaseException:
+            self.latents = None
+            raise
+        self.to(dtype=latents.dtype, device=latents.device)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Samples h ~ q at the model's sites. Takes the model's arguments."""
+        self.setup(*args, **kwargs)
+        assert self.latents is not None
+        x, index, size = self._call(args, kwargs)
+        if not self.local:
+            if index is not None and any(frame.name == self.plate for s in self.latents.sites for frame in s.frames):
+                raise ValueError(
+                    f"{type(self).__name__} has one λ for all the data, and the model has latents inside the plate "
+                    f"{self.plate!r}: fit it without minibatches, or use Local or Amortized."
+                )
+            return self.latents.sample(self.q(x, index), None)
+        q = self.q(x, index)
+        rows = size if size is not None else len(x)
+        plate = pyro.plate(self.plate, rows, subsample=index, dim=-1)
+        return self.latents.sample(q, plate)
+
+    def _call(self, args: Any, kwargs: Any) -> tuple[Any, Tensor | None, int | None]:
+        """The data, their index and the size of the whole, from the arguments of a call."""
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        x = next(iter(arguments.values()), None)
+        return x, arguments.get("index"), arguments.get("size")

@@ -1,0 +1,47 @@
+"""One λ_i for each datum, looked up by index."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.runtime import effectful
+from torch import Tensor
+
+from .base import Guide
+
+__all__ = ["Local", "rows"]
+
+
+@effectful(type="rows")  # type: ignore[untyped-decorator]
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """table[index], as a Pyro effect: a fit can hand out the rows as leaves, so that a step costs O(batch), not O(N)."""
+    return table[index]
+
+
+class Local(Guide):
+    """∏_i q_{λ_i}(h_i) with a λ_i of its own for each of the N data: no encoder, so no amortization gap.
+
+    Args:
+        model: a Pyro program whose latents all lie inside the data plate.
+        family: the shape of each q_{λ_i}.
+        plate: name of the model's data plate.
+    """
+
+    local = True
+    table: Tensor
+    """λ, one row for each datum, shape (N, family.size)."""
+
+    def make_parameters(self, x: Tensor) -> None:
+        assert self.latents is not None
+        self.table = torch.nn.Parameter(self.family.start().repeat(self.latents.size, 1))
+
+    def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        table = self.table
+        if index is not None:
+            return self.family(rows(table, index))
+        if len(x) != len(table):
+            raise ValueError(
+                f"this Local guide has a λ_i for each of {len(table)} data, but x has {len(x)} rows: pass their index, "
+                "or build a guide for this data."
+            )
+        return self.family(table)

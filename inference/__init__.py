@@ -1,0 +1,25 @@
+"""Inference: fit a guide, measure its ELBO, compare it with the truth."""
+
+from .analytic import analytic_elbo, best_elbo, evidence_minus_kl, kl
+from .compare import Comparison, Run, compare
+from .elbo import Estimate, Terms, elbo
+from .fit import Fit, NonFiniteLossError, cosine, fit
+from .storage import to_arviz
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Fit",
+    "NonFiniteLossError",
+    "Run",
+    "Terms",
+    "analytic_elbo",
+    "best_elbo",
+    "compare",
+    "cosine",
+    "elbo",
+    "evidence_minus_kl",
+    "fit",
+    "kl",
+    "to_arviz",
+]

@@ -1,0 +1,97 @@
+"""ELBOs in closed form, and the best that a family can reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal, kl_divergence
+
+from guides import Family
+from models import Tractable
+from models.gaussian import moments
+
+__all__ = ["analytic_elbo", "best_elbo", "evidence_minus_kl", "kl"]
+
+
+def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
+    """E_q[log p(x | h)] − KL(q ‖ p(h)) in closed form, in nats: the lesson's reconstruction minus complexity.
+
+    Args:
+        model: a Tractable model.
+        q: a Gaussian over h, batch shape (N,) for a local model and () for a global one; ``guide.q(x)``.
+        x: the data, shape (N, *data_shape).
+
+    Returns:
+        Shape (N,) for a local model, () for a global one. Differentiable in the parameters of q and of the model.
+
+    Raises:
+        TypeError: if the model is not Tractable, or q is not of a kind that has a closed form.
+    """
+    _require_tractable(model)
+    return model.expected_log_likelihood(q, x) - kl(q, _prior(model))
+
+
+def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
+    """log p(x) − KL(q ‖ p(h | x)) in closed form: the same ELBO by the other route. Arguments as in `analytic_elbo`."""
+    _require_tractable(model)
+    evidence: Tensor = model.log_evidence(x)
+    return evidence - kl(q, model.posterior(x))
+
+
+def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
+    r"""The highest ELBO that a Gaussian family can reach on a linear-Gaussian model, in closed form.
+
+    The posterior is N(m, P⁻¹). Of all Gaussians that correlate h within blocks only, N(m, blockdiag(P_bb)⁻¹) is the closest,
+    and KL = ½ (Σ_b log det P_bb − log det P): a mean field keeps the diagonal of the posterior's *precision*.
+
+    Args:
+        model: a Tractable model with a Gaussian posterior.
+        family: one that `Family.blocks` describes: MeanField, Blocks, FullRank, or LowRank of rank ≥ dim − 1.
+        x: the data.
+
+    Returns:
+        Shape (N,) for a local model, () for a global one.
+
+    Raises:
+        ValueError: if the family has no closed-form optimum here.
+
+    Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 10.1.2; Turner & Sahani (2011).
+    """
+    _require_tractable(model)
+    _, covariance = moments(model.posterior(x))
+    family = family.over(covariance.shape[-1])
+    blocks = family.blocks()
+    if blocks is None:
+        raise ValueError(
+            f"{type(family).__name__} has no closed-form optimum over R^{family.dim}: MeanField, Blocks, FullRank and LowRank "
+            "of rank dim − 1 have one."
+        )
+    precision = torch.linalg.inv(covariance)
+    within = sum(torch.logdet(precision[..., block, :][..., block]) for block in blocks)
+    evidence: Tensor = model.log_evidence(x)
+    return evidence - 0.5 * (within - torch.logdet(precision))
+
+
+def kl(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q ‖ p), in nats: torch's closed form where it has one, else that of two Gaussians through their covariances."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return kl_divergence(*(MultivariateNormal(*moments(r)) for r in (q, p)))
+
+
+def _prior(model: Any) -> Distribution:
+    with poutine.block():
+        prior: Distribution = poutine.trace(model.prior).get_trace().nodes["h"]["fn"]
+    return prior
+
+
+def _require_tractable(model: Any) -> None:
+    if not isinstance(model, Tractable):
+        raise TypeError(
+            f"{type(model).__name__} has no closed-form posterior, evidence and expected log likelihood (models.Tractable): "
+            "use inference.elbo, which needs draws alone."
+        )

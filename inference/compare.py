@@ -1,0 +1,205 @@
+"""Several guides of one model, side by side with the truth."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan, sqrt
+from typing import Any
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from matplotlib.figure import Figure
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from torch import Tensor
+from tqdm import tqdm
+
+from guides import Family, FullRank, Guide, MeanField, Posterior, Prior
+from models import Tractable
+
+from .analytic import best_elbo
+from .checks import arguments, check_data, check_positive
+from .elbo import elbo
+from .fit import Fit, fit
+from .isolation import isolated, unscoped
+from .picture import elbo_picture
+
+__all__ = ["Comparison", "Run", "compare"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One guide fitted with one seed, or a reference row (`fit` is None) that has nothing to fit."""
+
+    guide: str
+    seed: int | None
+    elbo: float
+    elbo_se: float
+    evidence: float
+    """Exact log p(x) of the fitted model; NaN if unknown."""
+    best: float
+    """The highest ELBO that the guide's family can reach; NaN if unknown."""
+    fit: Fit | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How tight each guide's bound is. ELBO and evidence are totals over the data, in nats; a gap is evidence − ELBO."""
+
+    model: str
+    rows: int
+    """N, the number of data."""
+    runs: tuple[Run, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each guide, means over its seeds, from the floor (prior) to the ceiling (exact posterior).
+
+        elbo_se is the Monte Carlo standard error of the mean, seed_sd the standard deviation between seeds. best_gap is the
+        part of the gap that is the family's fault: no λ can close it. gap_per_datum is gap / N.
+        """
+        names = dict.fromkeys(run.guide for run in self.runs)
+        return pd.DataFrame([self._row(name, [run for run in self.runs if run.guide == name]) for name in names])
+
+    def plot(self) -> Figure:
+        """The ELBO of each guide rising to log p(x), with the KL between them shaded."""
+        return elbo_picture(self)
+
+    def to_html(self) -> str:
+        """The table of `to_frame` as HTML."""
+        return self.to_frame().to_html(index=False, float_format="{:.4f}".format, na_rep="–")
+
+    def _row(self, name: str, runs: list[Run]) -> dict[str, Any]:
+        n = len(runs)
+        values = torch.tensor([run.elbo for run in runs], dtype=torch.float64)
+        value = float(values.mean())
+        evidence = sum(run.evidence for run in runs) / n
+        best = sum(run.best for run in runs) / n
+        fits = [run.fit for run in runs if run.fit is not None]
+        return {
+            "guide": name,
+            "elbo": value,
+            "elbo_se": sqrt(sum(run.elbo_se**2 for run in runs)) / n,
+            "seed_sd": float(values.std()) if n > 1 else nan,
+            "evidence": evidence,
+            "gap": evidence - value,
+            "gap_per_datum": (evidence - value) / self.rows,
+            "best_gap": evidence - best,
+            "seconds": sum(f.seconds for f in fits) / len(fits) if fits else nan,
+            "steps": fits[0].steps if fits else 0,
+            "seeds": len(fits),
+        }
+
+
+def compare(
+    model: Callable[..., Any],
+    guides: Mapping[str, Callable[[Any], Callable[..., Any]]],
+    x: Tensor | tuple[Any, ...],
+    *,
+    steps: int = 2000,
+    lr: float = 0.05,
+    batch_size: int | None = None,
+    seeds: int | Sequence[int] = 3,
+    particles: int = 1000,
+    jobs: int = 1,
+    progress: bool = False,
+    **options: Any,
+) -> Comparison:
+    """Fits every guide with every seed and measures its ELBO against the truth.
+
+    Each run works on a copy of the model, so a model with parameters of its own is learned anew in each. All guides share
+    their seeds. Two rows need no fit: the prior as a guide, the floor, and the exact posterior where it is known, the
+    ceiling.
+
+    Args:
+        model: the model.
+        guides: for each name a factory, any callable model -> guide: ``lambda m: Local(m, MeanField())``, or Pyro's
+            ``AutoNormal`` as it is.
+        x: the data, or a tuple of the model's arguments.
+        steps, lr, batch_size: as for `fit`, the same for all guides.
+        seeds: the seeds, or their number.
+        particles: draws for each ELBO after the fit.
+        jobs: processes to share the runs out to.
+        progress: whether to show a progress bar.
+        options: further options of `fit`.
+
+    Raises:
+        TypeError, ValueError: for bad input, before any work starts.
+    """
+    args = arguments(x)
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    check_positive(steps=steps, lr=lr, particles=particles, jobs=jobs, seeds=len(seeds))
+    if not guides:
+        raise ValueError("no guides to compare: pass at least one name -> factory.")
+    check_data(model, args)
+    settings = {"steps": steps, "lr": lr, "batch_size": batch_size, **options}
+    pairs = [(name, factory, seed) for name, factory in guides.items() for seed in seeds]
+    work = (
+        delayed(_run)(model, name, factory, x, seed=seed, particles=particles, settings=settings)
+        for name, factory, seed in pairs
+    )
+    runs = Parallel(n_jobs=jobs, return_as="generator")(work)
+    fitted = list(tqdm(runs, total=len(pairs), disable=not progress, unit="fit"))
+    references = [_reference("prior", model, Prior(model), x, particles)]
+    if isinstance(model, Tractable):
+        references.append(_reference("exact posterior", model, Posterior(model), x, particles))
+    return Comparison(
+        model=type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "model"),
+        rows=next((len(value) for value in args if isinstance(value, Tensor) and value.dim()), 1),
+        runs=(references[0], *fitted, *references[1:]),
+    )
+
+
+def _run(
+    model: Any, name: str, factory: Callable[[Any], Any], x: Any, *, seed: int, particles: int, settings: dict[str, Any]
+) -> Run:
+    with isolated(seed):
+        model = copy.deepcopy(model)
+        guide = factory(model)
+    done = fit(model, guide, x, seed=seed, **settings)
+    estimate = elbo(done.model, done.guide, x, particles=particles, seed=seed)
+    return Run(
+        guide=name,
+        seed=seed,
+        elbo=estimate.value,
+        elbo_se=estimate.se,
+        evidence=_evidence(model, x),
+        best=_best(model, guide, x),
+        fit=done,
+    )
+
+
+def _reference(name: str, model: Any, guide: Any, x: Any, particles: int) -> Run:
+    estimate = elbo(model, guide, x, particles=particles)
+    evidence = _evidence(model, x)
+    best = evidence if isinstance(guide, Posterior) else nan
+    return Run(name, None, estimate.value, estimate.se, evidence, best, None)
+
+
+def _evidence(model: Any, x: Any) -> float:
+    if not isinstance(model, Tractable):
+        return nan
+    with torch.no_grad():
+        return float(model.log_evidence(x).sum())
+
+
+def _best(model: Any, guide: Any, x: Any) -> float:
+    """The best ELBO of the guide's family, where it is known in closed form."""
+    family = _family(unscoped(guide))
+    if family is None or not isinstance(model, Tractable):
+        return nan
+    with torch.no_grad():
+        try:
+            return float(best_elbo(model, family, x).sum())
+        except (TypeError, ValueError):
+            return nan
+
+
+def _family(guide: Any) -> Family | None:
+    """The family of a guide; of Pyro's autoguides those that are the same Gaussians under another name."""
+    if isinstance(guide, Guide):
+        return guide.family
+    if isinstance(guide, (AutoNormal, AutoDiagonalNormal)):
+        return MeanField()
+    return FullRank() if isinstance(guide, AutoMultivariateNormal) else None

@@ -1,0 +1,73 @@
+"""Nothing global is changed: a scope in which a fit may do as it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.params.param_store import StateDict
+from pyro.util import get_rng_state, set_rng_state
+from torch import nn
+from torch.distributions import Distribution
+
+__all__ = ["Scoped", "isolated", "scoped", "unscoped"]
+
+
+@contextmanager
+def isolated(seed: int, params: StateDict | None = None) -> Iterator[StateDict]:
+    """A scope with its own random state and param store.
+
+    On leaving it, by whatever way, the random states (torch, NumPy, Python), the param store, the default dtype and the
+    validation flags are as they were.
+
+    Args:
+        seed: for all three generators.
+        params: a param store's state to start from, for instance a fit's; empty by default. It holds what the store held
+            when the scope was left without an error.
+    """
+    dtype, rng, validate = torch.get_default_dtype(), get_rng_state(), Distribution._validate_args
+    try:
+        with (
+            torch.random.fork_rng(),
+            pyro.validation_enabled(pyro.distributions.is_validation_enabled()),
+            pyro.get_param_store().scope(params) as scope,
+        ):
+            pyro.set_rng_seed(seed)
+            yield scope
+    finally:
+        set_rng_state(rng)
+        torch.set_default_dtype(dtype)
+        Distribution.set_default_validate_args(validate)
+
+
+class Scoped:
+    """A Pyro program that runs with param-store values of its own: what a fit returns for a plain function.
+
+    Args:
+        program: the model or guide.
+        params: the param store's state that holds its values.
+    """
+
+    def __init__(self, program: Callable[..., Any], params: StateDict) -> None:
+        self.program = program
+        self.params = params
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with pyro.get_param_store().scope(self.params):
+            return self.program(*args, **kwargs)
+
+
+def scoped(program: Callable[..., Any], params: StateDict) -> Callable[..., Any]:
+    """`program` bound to `params`, unless it is a module that holds all of them itself."""
+    own = {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
+    if all(id(value) in own for value in params["params"].values()):
+        return program
+    return Scoped(program, params)
+
+
+def unscoped(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program itself, out of its `Scoped`."""
+    return program.program if isinstance(program, Scoped) else program

@@ -1,0 +1,23 @@
+"""Models p(x, h) = p(x | h) p(h) whose truth is known.
+
+Each module declares one model: its prior, its likelihood and, where the algebra closes, its exact posterior and evidence.
+"""
+
+from .base import LocalModel, Model, RegressionModel, Tractable
+from .factor_analysis import FactorAnalysis
+from .gaussian_mean import GaussianMean
+from .linear_regression import LinearRegression
+from .local_gaussian import LocalGaussian
+from .probabilistic_pca import ProbabilisticPCA
+
+__all__ = [
+    "FactorAnalysis",
+    "GaussianMean",
+    "LinearRegression",
+    "LocalGaussian",
+    "LocalModel",
+    "Model",
+    "ProbabilisticPCA",
+    "RegressionModel",
+    "Tractable",
+]

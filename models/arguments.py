@@ -1,0 +1,62 @@
+"""Checks of what a user hands to a model: numbers become tensors of the right shape, or an error says what is wrong."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+__all__ = ["check_rows", "positive", "real"]
+
+
+def real(name: str, value: Tensor | float, shape: tuple[int, ...], *, like: Tensor | None = None) -> Tensor:
+    """`value` as a finite floating tensor, broadcast to `shape`; a Parameter stays the Parameter it is.
+
+    Raises:
+        TypeError: if `value` holds integers or complex numbers.
+        ValueError: if it is not finite or does not broadcast to `shape`.
+    """
+    if isinstance(value, (int, float)):
+        value = torch.tensor(float(value), dtype=None if like is None else like.dtype)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must hold real numbers, but is {got}: convert it with torch.as_tensor(...).float().")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, but holds {value[~value.isfinite()][0].item()}.")
+    if isinstance(value, torch.nn.Parameter):
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} is a Parameter of shape {tuple(value.shape)}, but shape {shape} is needed.")
+        return value
+    try:
+        return value.expand(shape).clone()
+    except RuntimeError:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, which does not broadcast to {shape}.") from None
+
+
+def positive(name: str, value: Tensor | float, shape: tuple[int, ...], *, like: Tensor | None = None) -> Tensor:
+    """`value` as in `real`, and greater than zero: a scale is a standard deviation."""
+    value = real(name, value, shape, like=like)
+    if not (value > 0).all():
+        raise ValueError(f"{name} must be positive, but holds {value.min().item():g}.")
+    return value
+
+
+def check_rows(x: Tensor, shape: tuple[int, ...], support: constraints.Constraint, dtype: torch.dtype, *, owner: str) -> None:
+    """Raises unless `x` is (N, *shape) of `dtype` with N > 0 and every entry in `support`; names the first bad row."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: x must be a torch.Tensor, not {type(x).__name__}: use torch.as_tensor(x).")
+    if not x.is_floating_point():
+        raise TypeError(f"{owner}: x holds {x.dtype}, but real numbers are needed: use x.to({dtype}).")
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError(f"{owner}: x is empty (shape {tuple(x.shape)}); at least one row is needed.")
+    if tuple(x.shape[1:]) != shape:
+        expected = ", ".join(["N", *map(str, shape)])
+        raise ValueError(f"{owner}: x has shape {tuple(x.shape)}, but ({expected}) is expected.")
+    if x.dtype != dtype:
+        raise TypeError(f"{owner}: x is {x.dtype}, the model {dtype}: convert one, by x.to({dtype}) or model.to({x.dtype}).")
+    for wrong, what in ((~x.isfinite(), "is not finite"), (~support.check(x), f"lies outside the support ({support})")):
+        rows = wrong.reshape(len(x), -1).any(-1).nonzero().flatten()
+        if len(rows):
+            row = int(rows[0])
+            value = x[row][wrong[row]].flatten()[0].item()
+            raise ValueError(f"{owner}: row {row} of x holds {value}, which {what} ({len(rows)} such rows of {len(x)}).")

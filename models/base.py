@@ -1,0 +1,163 @@
+"""The contract that every model keeps: prior and likelihood declared apart, the joint composed once."""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.nn import PyroModule
+from pyro.nn.module import _PyroModuleMeta
+from torch import Tensor
+
+from .arguments import check_rows
+from .datasets import Dataset
+
+__all__ = ["LocalModel", "Model", "RegressionModel", "Tractable"]
+
+
+class _AbstractPyroModule(_PyroModuleMeta, ABCMeta):
+    """PyroModule has a metaclass of its own; this one also refuses a model with an abstract method left."""
+
+
+class Model(PyroModule, metaclass=_AbstractPyroModule):
+    r"""One latent h for all the data: p(x, h) = p(h) ∏_i p(x_i | h).
+
+    A subclass declares `prior` (h ~ p(h) at the site ``"h"``) and `likelihood` (x ~ p(x | h) at the site ``"x"``), both by
+    `pyro.sample` and both for any number of leading batch dimensions, and `demo` and `from_dataset`, through which the
+    contract tests and the command line find it. Everything else is here: the joint, the data plate, simulation, checks.
+
+    Every model is plain Pyro and runs under `pyro.infer.SVI`, `Predictive`, `NUTS` and the autoguides as it is.
+    """
+
+    support: ClassVar[constraints.Constraint] = constraints.real
+    """Where a single entry of x may lie."""
+
+    def __init__(self) -> None:
+        super().__init__(name=type(self).__name__)
+
+    @property
+    @abstractmethod
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one row x_i."""
+
+    @abstractmethod
+    def prior(self) -> Tensor:
+        """Draws h ~ p(h) at the site ``"h"``."""
+
+    @abstractmethod
+    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        """Draws x ~ p(x | h) at the site ``"x"``, or scores the rows `x`."""
+
+    @classmethod
+    @abstractmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        """A small instance and data simulated from it: what tests, examples and the command line's default run on."""
+
+    @classmethod
+    @abstractmethod
+    def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
+        """An instance with sensible hyperparameters for `data`, and the x to give it.
+
+        Raises:
+            ValueError: if the model needs targets and `data` has none.
+        """
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The joint p(x, h).
+
+        Args:
+            x: the observed rows, shape (B, *data_shape), or None to simulate them.
+            index: which of the `size` rows of the whole data these are, shape (B,). Their log likelihood is scaled by
+                size / B, so that the minibatch ELBO is unbiased.
+            size: N, the number of rows of the whole data; len(x) if not given.
+        """
+        h = self.prior()
+        with data_plate(x, index, size):
+            return self.likelihood(h, x)
+
+    def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Draws (h, x) from the joint, x with `n` rows. Leaves the global random state as it was."""
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            torch.manual_seed(seed)
+            nodes = poutine.trace(self).get_trace(size=n).nodes
+        return nodes["h"]["value"], nodes["x"]["value"]
+
+    def check_data(self, x: Tensor) -> None:
+        """Raises a TypeError or ValueError that names the first row of `x` which this model cannot have produced."""
+        check_rows(x, self.data_shape, self.support, self.dtype, owner=type(self).__name__)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the model's numbers, which the data must share."""
+        return next(t.dtype for t in (*self.buffers(), *self.parameters()) if t.is_floating_point())
+
+
+class LocalModel(Model):
+    """One latent h_i for each datum: p(x, h) = ∏_i p(x_i | h_i) p(h_i)."""
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The joint; the plate "data" is around both factors. Arguments as in `Model.forward`."""
+        with data_plate(x, index, size):
+            return self.likelihood(self.prior(), x)
+
+
+class RegressionModel(Model):
+    """One latent h for all the data, and a row of covariates for each datum.
+
+    A subclass registers `covariates`, shape (N, p), and its `likelihood` takes the `index` of the rows it scores.
+    """
+
+    covariates: Tensor
+
+    @abstractmethod
+    def likelihood(self, h: Tensor, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        """Draws x ~ p(x | h, covariates[index]) at the site ``"x"``, or scores the rows `x`."""
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The joint. Arguments as in `Model.forward`; `size` is the number of rows of the covariates."""
+        rows = len(self.covariates)
+        if size not in (None, rows):
+            raise ValueError(f"{type(self).__name__}: size is {size}, but the covariates have {rows} rows.")
+        h = self.prior()
+        with data_plate(x, index, rows):
+            return self.likelihood(h, x, index)
+
+    def check_data(self, x: Tensor) -> None:
+        """Checks `x` as every model does, and that it has a row for each row of the covariates."""
+        super().check_data(x)
+        if len(x) != len(self.covariates):
+            raise ValueError(
+                f"{type(self).__name__}: x has {len(x)} rows, but the covariates have {len(self.covariates)}; "
+                "give one x for each row of the covariates."
+            )
+
+
+@runtime_checkable
+class Tractable(Protocol):
+    """A model whose algebra is closed. Its answers give the ELBO by two independent routes, which must agree."""
+
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        """p(h | x): batch shape (N,) for a local model, () for a global one."""
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), in nats: shape (N,) for a local model, () for a global one."""
+
+    def expected_log_likelihood(self, q: Any, x: Tensor) -> Tensor:
+        """E_q[log p(x | h)] in closed form for a Gaussian q: shape (N,) for a local model, () for a global one."""
+
+
+def data_plate(x: Tensor | None, index: Tensor | None, size: int | None) -> pyro.plate:
+    """The plate "data" of `size` rows, subsampled at `index`, so that the minibatch scale is size / len(index)."""
+    if x is None and size is None:
+        raise ValueError("neither x nor size is given: pass the data x, or size=N to simulate N rows.")
+    if index is not None and size is None:
+        raise ValueError("index is given without size: pass size=N, the rows of the whole data, to scale the minibatch.")
+    rows = size if index is None else len(index)
+    if x is not None and rows is not None and len(x) != rows:
+        raise ValueError(f"x has {len(x)} rows where {rows} are expected: pass x[index] with index=index and size=N.")
+    return pyro.plate("data", len(x) if size is None and x is not None else size, subsample=index, dim=-1)

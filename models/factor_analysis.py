@@ -1,0 +1,117 @@
+"""Factor analysis: a few Gaussian factors behind each datum, every one with its own noise."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .arguments import positive, real
+from .base import LocalModel
+from .datasets import Dataset
+from .gaussian import LinearGaussian
+
+__all__ = ["FactorAnalysis"]
+
+
+class FactorAnalysis(LocalModel):
+    r"""Factors h_i in R^k behind each x_i in R^d.
+
+        h_i ~ Normal(0, I_k)
+        x_i ~ Normal(loading h_i + mean, noise_scale)       i = 1 … N
+
+    Whatever is given as a `torch.nn.Parameter` is learned by a fit; whatever is given as a tensor or a number stays fixed.
+    The posterior mean is linear in x_i and its covariance the same for every i, so a linear encoder with a full-rank family
+    reaches it exactly.
+
+    Args:
+        loading: shape (d, k).
+        mean: a number or shape (d,).
+        noise_scale: standard deviations, a number or shape (d,).
+
+    Reference: Bartholomew, Knott & Moustaki, "Latent Variable Models and Factor Analysis" (2011), chapter 3.
+    """
+
+    isotropic: ClassVar[bool] = False
+    """Whether one noise_scale serves all coordinates."""
+
+    loading: Tensor
+    mean: Tensor
+    noise_scale: Tensor
+
+    def __init__(self, loading: Tensor, mean: Tensor | float = 0.0, noise_scale: Tensor | float = 1.0) -> None:
+        super().__init__()
+        if not isinstance(loading, Tensor) or loading.dim() != 2 or loading.numel() == 0:
+            raise ValueError("loading must be a tensor of shape (d, k) with d > 0 and k > 0.")
+        self._declare("loading", real("loading", loading, tuple(loading.shape)))
+        self._declare("mean", real("mean", mean, (len(loading),), like=loading))
+        noise_shape = () if self.isotropic else (len(loading),)
+        self._declare("noise_scale", positive("noise_scale", noise_scale, noise_shape, like=loading))
+        self.register_buffer("prior_scale", torch.ones_like(loading[0]).detach())
+
+    @classmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        loading = torch.randn(6, 2, generator=generator)
+        noise_scale = 0.5 + torch.rand(() if cls.isotropic else (6,), generator=generator)
+        model = cls(loading, mean=torch.linspace(-1.0, 1.0, 6), noise_scale=noise_scale)
+        return model, model.simulate(60, seed=seed)[1]
+
+    @classmethod
+    def from_dataset(cls, data: Dataset, *, factors: int = 8) -> tuple[Self, Tensor]:
+        """Loading, mean and noise by scikit-learn's maximum likelihood, with `factors` factors."""
+        from sklearn.decomposition import FactorAnalysis as MaximumLikelihood
+
+        factors = min(factors, data.x.shape[-1] - 1)
+        best = MaximumLikelihood(factors, svd_method="lapack").fit(data.x.double().numpy())
+        noise = torch.from_numpy(best.noise_variance_).clamp(min=1e-6 * float(data.x.var())).sqrt()
+        to = data.x.dtype
+        loading = torch.from_numpy(best.components_.T.copy())
+        return cls(loading.to(to), torch.from_numpy(best.mean_).to(to), noise.to(to)), data.x
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return (len(self.loading),)
+
+    def prior(self) -> Tensor:
+        return pyro.sample("h", dist.Normal(0.0, self.prior_scale).to_event(1))
+
+    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        mean = h @ self.loading.mT + self.mean
+        return pyro.sample("x", dist.Normal(mean, self.noise_scale).to_event(1), obs=x)
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        self.check_data(x)
+        return self._linear_gaussian().posterior(x)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        self.check_data(x)
+        return self._linear_gaussian().log_evidence(x)
+
+    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
+        self.check_data(x)
+        return self._linear_gaussian().expected_log_likelihood(q, x)
+
+    def _declare(self, name: str, value: Tensor) -> None:
+        if not isinstance(value, torch.nn.Parameter):
+            self.register_buffer(name, value)
+        elif name == "noise_scale":
+            setattr(self, name, PyroParam(value.detach().clone(), constraint=constraints.positive))
+        else:
+            setattr(self, name, value)
+
+    def _linear_gaussian(self) -> LinearGaussian:
+        loading = self.loading
+        return LinearGaussian(
+            prior_loc=torch.zeros_like(loading[0]),
+            prior_scale=torch.ones_like(loading[0]),
+            loading=loading,
+            offset=self.mean,
+            noise_scale=self.noise_scale.expand(len(loading)),
+        )
