@@ -37,7 +37,10 @@ class Latent:
     @property
     def is_real_vector(self) -> bool:
         """Whether the site takes a real vector as it is, without a bijection or a reshape."""
-        return len(self.event_shape) == 1 and self.support in (constraints.real, constraints.real_vector)
+        support = self.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        return len(self.event_shape) == 1 and support is constraints.real
 
 
 class Latents:
@@ -92,13 +95,10 @@ class Latents:
         start = 0
         for site in self.sites:
             width = self._width(site)
-            shape = tuple(site.unconstrained_shape)
+            batch: tuple[int, ...] = () if self.plate is not None else tuple(site.batch_shape)
             if self.plate is None and lead:
-                batch = (1,) * (self.nesting - len(site.batch_shape)) + tuple(site.batch_shape)
-                shape = (*batch, *shape)
-            elif self.plate is None:
-                shape = (*site.batch_shape, *shape)
-            unconstrained = packed[..., start : start + width].reshape(*lead, *shape)
+                batch = (1,) * (self.nesting - len(batch)) + batch
+            unconstrained = packed[..., start : start + width].reshape((*lead, *batch, *site.unconstrained_shape))
             transform = biject_to(site.support)
             value = transform(unconstrained)
             density = transform.inv.log_abs_det_jacobian(value, unconstrained)

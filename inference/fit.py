@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -123,7 +125,7 @@ def fit(
             raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
         descent = optimiser(parameters, lr=lr)
         decay = None if schedule is None else schedule(descent, steps)
-        with pyro.validation_enabled(False), tqdm(total=steps, disable=not progress, unit="step") as bar:
+        with _own_nan_check(), tqdm(total=steps, disable=not progress, unit="step") as bar:
             for step in range(steps):
                 batch = next(stream)
                 rng = torch.get_rng_state()
@@ -162,6 +164,14 @@ def _parameters(
     for parameter in parameters:
         parameter.grad = None
     return parameters
+
+
+@contextmanager
+def _own_nan_check() -> Iterator[None]:
+    """Leaves NaN to `fit`, which stops at it and names the site: Pyro would raise without the step, or only warn."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
+        yield
 
 
 def _adopt(trace: poutine.Trace, parameters: list[Tensor], rows: RowOptimiser, descent: Optimizer | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,11 @@ class Blocks(FullRank):
             raise ValueError(f"Blocks: sizes must be positive integers, but are {sizes}.")
         self.sizes = sizes
 
-    def over(self, dim: int) -> Blocks:
+    @classmethod
+    def demo(cls, dim: int) -> Self:
+        return cls(*(size for size in (dim - dim // 2, dim // 2) if size))
+
+    def over(self, dim: int) -> Self:
         if sum(self.sizes) != dim:
             raise ValueError(f"Blocks: sizes {self.sizes} add up to {sum(self.sizes)}, but the latents have {dim} dimensions.")
         return super().over(dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.runtime import effectful
@@ -34,6 +36,17 @@ class Local(Guide):
     def make_parameters(self, x: Tensor) -> None:
         assert self.latents is not None
         self.table = torch.nn.Parameter(self.family.start().repeat(self.latents.size, 1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Samples h ~ q at the model's sites. Takes the model's arguments."""
+        self.setup(*args, **kwargs)
+        size = self._call(args, kwargs)[2]
+        if size not in (None, len(self.table)):
+            raise ValueError(
+                f"this Local guide has a λ_i for each of {len(self.table)} data, but the data have {size}: build a guide for "
+                "this data."
+            )
+        return super().forward(*args, **kwargs)
 
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
         table = self.table

@@ -1,0 +1,5 @@
+"""The command line `taut`: the same names as in Python, typed at a shell."""
+
+from .main import app
+
+__all__ = ["app"]

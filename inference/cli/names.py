@@ -1,0 +1,168 @@
+"""What a name typed at the command line means: the exports of models, guides and Pyro's autoguides."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple, get_type_hints
+
+import pyro.infer.autoguide as autoguides
+from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoGuideList
+from torch import Tensor
+
+import guides
+import models
+from guides import Family, Guide
+from models import Model, datasets
+from models.datasets import Dataset
+
+__all__ = [
+    "AUTOGUIDES",
+    "DATASETS",
+    "ENCODERS",
+    "FAMILIES",
+    "MODELS",
+    "SOURCES",
+    "UnknownNameError",
+    "parse_guides",
+    "problem",
+]
+
+
+def _concrete(module: Any, base: type) -> dict[str, Any]:
+    exports = {name: getattr(module, name) for name in module.__all__}
+    return {
+        name: value
+        for name, value in exports.items()
+        if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+    }
+
+
+def _needs_only_a_model(guide: type) -> bool:
+    parameters = list(inspect.signature(guide).parameters.values())
+    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters[1:])
+
+
+MODELS: dict[str, type[Model]] = _concrete(models, Model)
+SOURCES: dict[str, type[Guide]] = _concrete(guides, Guide)
+FAMILIES: dict[str, type[Family]] = _concrete(guides, Family)
+ENCODERS: dict[str, Any] = {name: getattr(guides.encoders, name) for name in guides.encoders.__all__}
+AUTOGUIDES: dict[str, type[AutoGuide]] = {
+    name: guide
+    for name, guide in _concrete(autoguides, AutoGuide).items()
+    if guide not in (AutoGuide, AutoContinuous, AutoGuideList) and _needs_only_a_model(guide)
+}
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    name: getattr(datasets, name)
+    for name in datasets.__all__
+    if inspect.isfunction(getattr(datasets, name)) and get_type_hints(getattr(datasets, name))["return"] is Dataset
+}
+
+
+class UnknownNameError(ValueError):
+    """A name or expression that means nothing here; the message suggests the nearest."""
+
+
+class Expression(NamedTuple):
+    """``Name(arguments)`` as it was typed."""
+
+    text: str
+    name: str
+    args: list[ast.expr]
+    kwargs: dict[str, Any]
+
+
+def parse_guides(text: str) -> dict[str, Callable[[Any], Any]]:
+    """Guide factories from what one would write in Python without the model: ``Local(MeanField), AutoNormal``."""
+    factories = {}
+    for expression in _expressions(text):
+        source = _look_up(expression.name, {**SOURCES, **AUTOGUIDES}, "guide")
+        parts = [_part(argument) for argument in expression.args]
+        _check_call(expression, source, None, *parts)
+        factories[expression.text] = _factory(source, parts, expression.kwargs)
+    return factories
+
+
+def problem(model: str, data: str | None) -> tuple[str, Model, Tensor]:
+    """The name, model and x of ``ProbabilisticPCA(factors=4)`` on ``digits(binarised=True)``, in float64.
+
+    Without `data`, the model's own demonstration.
+    """
+    (wanted,) = _expressions(model, limit=1)
+    for expression in (wanted, *(_expressions(data, limit=1) if data is not None else ())):
+        if expression.args:
+            raise UnknownNameError(f"{expression.text}: options are given by name, as in ProbabilisticPCA(factors=4).")
+    kind = _look_up(wanted.name, MODELS, "model")
+    if data is None:
+        if wanted.kwargs:
+            raise UnknownNameError(f"{wanted.text}: options are for a model made from data; give --data too.")
+        instance, x = kind.demo()
+        return wanted.text, instance.double(), x.double()
+    (source,) = _expressions(data, limit=1)
+    load = _look_up(source.name, DATASETS, "data set")
+    _check_call(source, load)
+    loaded = load(**source.kwargs)
+    y = None if loaded.y is None else loaded.y.double()
+    _check_call(wanted, kind.from_dataset, loaded)
+    instance, x = kind.from_dataset(loaded._replace(x=loaded.x.double(), y=y), **wanted.kwargs)
+    return f"{wanted.text} on {source.text}", instance, x
+
+
+def _expressions(text: str, *, limit: int | None = None) -> list[Expression]:
+    try:
+        body = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise UnknownNameError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).") from None
+    nodes = body.elts if isinstance(body, ast.Tuple) else [body]
+    if limit is not None and len(nodes) > limit:
+        raise UnknownNameError(f"one name is expected, but {text!r} has {len(nodes)}.")
+    return [_expression(node) for node in nodes]
+
+
+def _expression(node: ast.expr) -> Expression:
+    text = ast.unparse(node)
+    if isinstance(node, ast.Name):
+        return Expression(text, node.id, [], {})
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        kwargs = {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
+        return Expression(text, node.func.id, node.args, kwargs)
+    raise UnknownNameError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).")
+
+
+def _part(node: ast.expr) -> Any:
+    """A family or an encoder, ``LowRank(2)`` or plain ``MeanField``."""
+    expression = _expression(node)
+    kind = _look_up(expression.name, {**FAMILIES, **ENCODERS}, "family or encoder")
+    literals = [_literal(argument) for argument in expression.args]
+    _check_call(expression, kind, *literals)
+    return kind(*literals, **expression.kwargs)
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UnknownNameError(f"{ast.unparse(node)!r} is no number, string or tuple.") from None
+
+
+def _look_up(name: str, known: Mapping[str, Any], what: str) -> Any:
+    if name in known:
+        return known[name]
+    folded = {candidate.lower(): candidate for candidate in known}
+    nearest = get_close_matches(name.lower(), folded, n=1, cutoff=0.4)
+    hint = f"did you mean {folded[nearest[0]]}?" if nearest else f"there are {', '.join(known)}."
+    raise UnknownNameError(f"there is no {what} {name!r}; {hint}")
+
+
+def _check_call(expression: Expression, function: Callable[..., Any], *args: Any) -> None:
+    try:
+        inspect.signature(function).bind(*args, **expression.kwargs)
+    except TypeError as error:
+        takes = ", ".join(map(str, (p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values())))
+        raise UnknownNameError(f"{expression.text}: {error}; it is {expression.name}({takes}).") from None
+
+
+def _factory(source: Callable[..., Any], parts: list[Any], kwargs: dict[str, Any]) -> Callable[[Any], Any]:
+    return lambda model: source(model, *parts, **kwargs)

@@ -1,0 +1,90 @@
+"""What the contract tests run over: everything in `__all__`, never a list kept by hand."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import guides
+import models
+from guides import Amortized, Family, Linear
+from models import LocalModel, Model, Tractable
+
+
+def concrete(module, base):
+    exports = (getattr(module, name) for name in module.__all__)
+    return [e for e in exports if inspect.isclass(e) and issubclass(e, base) and not inspect.isabstract(e)]
+
+
+MODELS = concrete(models, Model)
+TRACTABLE = [m for m in MODELS if issubclass(m, Tractable)]
+FAMILIES = concrete(guides, Family)
+SOURCES = concrete(guides, guides.Guide)
+
+
+def demo(model_class, seed=0):
+    """The model's demonstration in float64."""
+    model, x = model_class.demo(seed=seed)
+    return model.double(), x.double()
+
+
+def fits_together(model_class, source):
+    return issubclass(model_class, LocalModel) == source.local
+
+
+def latent_dim(model, x):
+    guide = (
+        guides.Global(model, guides.MeanField())
+        if not isinstance(model, LocalModel)
+        else guides.Local(model, guides.MeanField())
+    )
+    guide.setup(x)
+    return guide.latents.dim
+
+
+def build(model, source, family_class, x):
+    """The guide, with a linear encoder if it has one."""
+    family = family_class.demo(latent_dim(model, x))
+    guide = source(model, family, Linear()) if issubclass(source, Amortized) else source(model, family)
+    guide.setup(x)
+    return guide
+
+
+def shake(guide, scale, seed):
+    """Random λ: what must hold at every λ is tested where no symmetry helps."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+def is_gaussian(family_class, dim=3):
+    """Whether a family's q is a Gaussian that has a density."""
+    family = family_class.demo(dim).over(dim)
+    try:
+        models.gaussian.moments(family(family.start()))
+    except TypeError:
+        return False
+    return True
+
+
+GAUSSIAN = [family for family in FAMILIES if is_gaussian(family)]
+PAIRS = [
+    pytest.param(m, s, f, id=f"{m.__name__}-{s.__name__}-{f.__name__}")
+    for m in TRACTABLE
+    for s in SOURCES
+    for f in GAUSSIAN
+    if fits_together(m, s)
+]
+
+
+def has_optimum(model_class, family_class):
+    """Whether the best ELBO of the family on this model's demonstration has a closed form."""
+    dim = latent_dim(*demo(model_class))
+    return family_class.demo(dim).over(dim).blocks() is not None
+
+
+OPTIMA = [(m, f) for m in TRACTABLE for f in GAUSSIAN if has_optimum(m, f)]
+PAIRS_WITH_OPTIMUM = [pair for pair in PAIRS if (pair.values[0], pair.values[2]) in OPTIMA]

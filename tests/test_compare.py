@@ -1,0 +1,159 @@
+"""The comparison table, its pictures and its files."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from problems import demo
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+from guides import Amortized, FullRank, Global, Linear, Local, LowRank, MeanField
+from inference import best_elbo, compare
+from inference.results import check_folder, save_comparison
+from models import FactorAnalysis, LinearRegression, ProbabilisticPCA
+
+GUIDES = {
+    "mean field": lambda m: Global(m, MeanField()),
+    "low rank": lambda m: Global(m, LowRank(1)),
+    "full rank": lambda m: Global(m, FullRank()),
+    "AutoNormal": AutoNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+}
+
+
+@pytest.fixture(scope="module")
+def regression():
+    model, x = demo(LinearRegression)
+    return model, x, compare(model, GUIDES, x, steps=800, lr=0.05, seeds=2)
+
+
+def test_table(regression):
+    model, x, result = regression
+    table = result.to_frame().set_index("guide")
+    assert list(table.index) == ["prior", *GUIDES, "exact posterior"]
+    assert (table.evidence - model.log_evidence(x).item()).abs().max() < 1e-9
+    assert ((table.gap - (table.evidence - table.elbo)).abs() < 1e-12).all()
+    assert ((table.gap_per_datum * len(x) - table.gap).abs() < 1e-12).all()
+    assert abs(table.gap["exact posterior"]) < 1e-9
+    assert table.gap["prior"] == table.gap.max()
+    assert (table.steps[list(GUIDES)] == 800).all()
+    assert (table.seeds[list(GUIDES)] == 2).all()
+    assert (table.seconds[list(GUIDES)] > 0).all()
+
+
+def test_best_gap_is_the_family_s(regression):
+    model, x, result = regression
+    table = result.to_frame().set_index("guide")
+    optimum = (model.log_evidence(x) - best_elbo(model, MeanField(), x)).item()
+    assert optimum > 0.5
+    for name in ("mean field", "AutoNormal"):
+        assert abs(table.best_gap[name] - optimum) < 1e-9
+        assert abs(table.gap[name] - optimum) < 0.01 * len(x) + 5 * table.elbo_se[name]
+    for name in ("full rank", "AutoMultivariateNormal"):
+        assert abs(table.best_gap[name]) < 1e-9
+        assert table.gap[name] < optimum / 2
+    assert math.isnan(table.best_gap["low rank"])
+
+
+def test_guides_share_seeds_and_workers_change_nothing(regression):
+    model, x, result = regression
+    again = compare(model, {"AutoNormal": AutoNormal}, x, steps=800, lr=0.05, seeds=2, jobs=2)
+    ours = [r.elbo for r in result.runs if r.guide == "AutoNormal"]
+    assert [r.elbo for r in again.runs if r.fit] == ours
+    assert ours[0] != ours[1]
+
+
+def test_a_learned_model_has_an_evidence_for_each_run():
+    _, x = demo(FactorAnalysis)
+    model = ProbabilisticPCA(torch.nn.Parameter(torch.randn(6, 2).double()))
+    before = model.loading.detach().clone()
+    result = compare(model, {"amortized": lambda m: Amortized(m, FullRank(), Linear())}, x, steps=20, seeds=2)
+    assert torch.equal(model.loading, before)
+    fitted = [run for run in result.runs if run.fit]
+    assert fitted[0].evidence != fitted[1].evidence
+    assert all(run.evidence > model.log_evidence(x).sum() for run in fitted)
+
+
+def test_without_truth():
+    import pyro
+    import pyro.distributions as dist
+
+    def model(x):
+        h = pyro.sample("h", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(h.exp(), 1.0).expand(x.shape).to_event(1), obs=x)
+
+    result = compare(model, {"AutoNormal": AutoNormal}, torch.ones(4), steps=20, seeds=1, particles=10)
+    table = result.to_frame()
+    assert list(table.guide) == ["prior", "AutoNormal"]
+    assert table.evidence.isna().all()
+    assert result.plot().axes
+
+
+def test_plot_and_html(regression):
+    result = regression[2]
+    figure = result.plot()
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert [title.split("\n")[0] for title in titles] == list(GUIDES)
+    assert all("gap" in title for title in titles)
+    html = result.to_html()
+    assert all(name in html for name in GUIDES)
+
+
+class TestFiles:
+    def test_everything_is_written(self, regression, tmp_path):
+        _, x, result = regression
+        folder = tmp_path / "new" / "regression"
+        save_comparison(result, x, folder, draws=5)
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"table.csv", "runs.csv", "elbo.png", *(f"{name.replace(' ', '-')}.nc" for name in GUIDES)}
+        read = pd.read_csv(folder / "table.csv")
+        assert (read.elbo - result.to_frame().elbo).abs().max() < 1e-9
+        assert len(pd.read_csv(folder / "runs.csv")) == 2 * len(GUIDES) + 2
+        assert [path.name for path in folder.parent.iterdir()] == ["regression"]
+
+    def test_existing_results_are_kept(self, regression, tmp_path):
+        _, x, result = regression
+        (tmp_path / "mine.txt").write_text("precious")
+        with pytest.raises(FileExistsError, match="--overwrite"):
+            save_comparison(result, x, tmp_path, draws=5)
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+    def test_a_failure_leaves_nothing_behind(self, regression, tmp_path, monkeypatch):
+        _, x, result = regression
+        monkeypatch.setattr("inference.results.to_arviz", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            save_comparison(result, x, tmp_path / "out", draws=5)
+        assert not list(tmp_path.iterdir())
+
+    def test_folders_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(NotADirectoryError, match="is a file"):
+            check_folder(tmp_path / "file" / "out")
+        with pytest.raises(NotADirectoryError, match="is a file"):
+            check_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"seeds": 0}, "seeds"), ({"steps": 0}, "steps"), ({"jobs": 0}, "jobs")])
+def test_bad_input(changes, message):
+    model, x = demo(LinearRegression)
+    with pytest.raises(ValueError, match=f"{message} must be positive"):
+        compare(model, GUIDES, x, **changes)
+    with pytest.raises(ValueError, match="no guides"):
+        compare(model, {}, x)
+
+
+def test_local_sources_share_one_optimum():
+    model, x = demo(FactorAnalysis)
+    result = compare(
+        model,
+        {"local": lambda m: Local(m, MeanField()), "amortized": lambda m: Amortized(m, MeanField(), Linear())},
+        x,
+        steps=10,
+        seeds=1,
+        particles=10,
+    )
+    best = result.to_frame().set_index("guide").best_gap
+    assert best["local"] == best["amortized"] > 0.1

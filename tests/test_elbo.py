@@ -1,0 +1,123 @@
+"""Monte Carlo ELBOs against their closed forms."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import MODELS, PAIRS, TRACTABLE, build, demo, shake
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+
+from guides import Delta, Global, Local, MeanField, Posterior, Prior
+from inference import analytic_elbo, elbo
+from inference.draws import draws
+from inference.isolation import isolated
+from models import GaussianMean, LocalGaussian, LocalModel
+
+
+@pytest.mark.parametrize(("model_class", "source", "family"), PAIRS)
+def test_agrees_with_the_closed_form(model_class, source, family):
+    model, x = demo(model_class)
+    guide = build(model, source, family, x)
+    shake(guide, 0.1, seed=1)
+    q = guide.q(x)
+    found = elbo(model, guide, x, particles=400)
+    exact = analytic_elbo(model, q, x).sum().item()
+    assert abs(found.value - exact) < 5 * found.se
+    assert abs(found.value - exact - 0.1 * abs(exact)) > 5 * found.se
+    total = found.total
+    torch.testing.assert_close(total.elbo, total.reconstruction - total.complexity, rtol=1e-12, atol=1e-9)
+    reconstruction = model.expected_log_likelihood(q, x).sum()
+    assert abs(total.reconstruction - reconstruction) < 5 * total.reconstruction_se
+    if isinstance(model, LocalModel):
+        per_datum = found.per_datum
+        torch.testing.assert_close(per_datum.elbo.sum(), total.elbo, rtol=1e-10, atol=1e-8)
+        assert ((per_datum.elbo - analytic_elbo(model, q, x)).abs() < 5 * per_datum.elbo_se).all()
+    else:
+        assert found.per_datum is None
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize(
+    "guide_class", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDelta, Prior]
+)
+def test_vectorised_draws_agree_with_single_ones(model_class, guide_class):
+    """Draws with an outer plate of particles against one call for each, for all that is called vectorised."""
+    model, x = demo(model_class)
+    guide = guide_class(model)
+    with isolated(0):
+        guide(x)
+        chunks = list(draws(model, guide, (x,), particles=60))
+        single = list(draws(model.__call__, guide, (x,), particles=60))
+    assert len(single) == 60
+    many = torch.cat([c.total.log_likelihood + c.total.log_prior for c in chunks])
+    ones = torch.cat([c.total.log_likelihood + c.total.log_prior for c in single])
+    se = (many.var() / len(many) + ones.var() / len(ones)).sqrt()
+    assert abs(many.mean() - ones.mean()) <= 5 * se + 1e-9 * many.abs().max()
+    assert {n: v.shape[1:] for n, v in chunks[0].h.items()} == {n: v.shape[1:] for n, v in single[0].h.items()}
+    assert chunks[0].pointwise["x"].shape[1:] == single[0].pointwise["x"].shape[1:]
+    assert chunks[0].per_datum == single[0].per_datum
+
+
+@pytest.mark.parametrize("model_class", TRACTABLE)
+def test_prior_and_posterior_are_floor_and_ceiling(model_class):
+    model, x = demo(model_class)
+    floor, ceiling = elbo(model, Prior(model), x), elbo(model, Posterior(model), x)
+    assert abs(ceiling.value - model.log_evidence(x).sum()) < 1e-10 * abs(ceiling.value)
+    assert floor.value + 5 * floor.se < ceiling.value
+    assert abs(floor.total.complexity) < 1e-9
+
+
+def test_chunks_make_no_difference(monkeypatch):
+    model, x = demo(LocalGaussian)
+    guide = build(model, Local, MeanField, x)
+    whole = elbo(model, guide, x, particles=50)
+    monkeypatch.setattr("inference.draws.LIMIT", 7 * x.numel())
+    parts = elbo(model, guide, x, particles=50)
+    assert abs(whole.value - parts.value) < 5 * (whole.se**2 + parts.se**2) ** 0.5
+    assert abs(parts.se / whole.se - 1) < 0.5
+
+
+def test_a_point_mass_has_no_elbo():
+    model, x = demo(GaussianMean)
+    for guide in (Global(model, Delta()), AutoDelta(model)):
+        found = elbo(model, guide, x)
+        assert found.value == -float("inf")
+        assert found.se == 0.0
+        assert found.total.reconstruction.isfinite()
+
+
+def test_seeds():
+    model, x = demo(GaussianMean)
+    guide = build(model, Global, MeanField, x)
+    assert elbo(model, guide, x, seed=1).value == elbo(model, guide, x, seed=1).value != elbo(model, guide, x, seed=2).value
+
+
+def test_bad_input():
+    model, x = demo(GaussianMean)
+    guide = Global(model, MeanField())
+    with pytest.raises(ValueError, match="particles must be positive"):
+        elbo(model, guide, x, particles=0)
+    with pytest.raises(ValueError, match="at least 2"):
+        elbo(model, guide, x, particles=1)
+    with pytest.raises(ValueError, match="row 3"):
+        elbo(model, guide, x.index_fill(0, torch.tensor(3), float("nan")))
+
+
+def test_plain_models_with_other_plates():
+    def model(x):
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    x = torch.zeros(3, 2)
+    found = elbo(model, Prior(model), x, particles=2000)
+    exact = 6 * (-0.5 * torch.log(torch.tensor(2 * torch.pi)) - 0.5)
+    assert abs(found.value - exact) < 5 * found.se
