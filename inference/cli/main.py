@@ -83,7 +83,7 @@ def compare_guides(  # noqa: PLR0917
         str | None, typer.Option(help="Guides, such as `Local(MeanField), Amortized(LowRank(2), MLP((64,))), AutoNormal`.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds each guide is fitted with.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each fit.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each fit.")] = 1500,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")] = 0.03,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")] = None,
     particles: Annotated[int, typer.Option(min=2, help="Draws for each ELBO after its fit.")] = 1000,

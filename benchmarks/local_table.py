@@ -1,0 +1,66 @@
+"""A step of a local guide costs O(batch): over 10^6 data with batch 256 as fast as over 10^3.
+
+python benchmarks/local_table.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from results import record
+
+from guides import Local, MeanField
+from inference import fit
+from models import LocalGaussian
+
+SIZES = (1_000, 1_000_000)
+BATCH = 256
+STEPS = 500
+REPEATS = 7
+
+
+def seconds(size: int, steps: int) -> float:
+    """Wall time of a fit of `steps` steps over `size` data."""
+    model = LocalGaussian(1)
+    x = torch.randn(size, 1, generator=torch.Generator().manual_seed(0))
+    guide = Local(model, MeanField())
+    guide.setup(x)
+    begin = time.perf_counter()
+    fit(model, guide, x, steps=steps, batch_size=BATCH)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    steps = {size: [] for size in SIZES}
+    for _ in range(REPEATS):
+        for size in SIZES:
+            # What a fit does once, whatever its length, is taken out by the difference of two lengths.
+            once = seconds(size, 1)
+            steps[size].append((seconds(size, STEPS + 1) - once) / STEPS * 1e6)
+    ratios = [large / small for small, large in zip(*steps.values(), strict=True)]
+    rows = [f"| {size:,} | {statistics.median(t):.0f} | {min(t):.0f} – {max(t):.0f} |" for size, t in steps.items()]
+    record(
+        __file__,
+        "\n".join(
+            [
+                "## Local guides: cost of a step against the number of data",
+                "",
+                f"LocalGaussian, Local(MeanField), batch {BATCH}, eager, 1 thread, {REPEATS} interleaved repeats of {STEPS} steps, "
+                "seed 0.",
+                "",
+                "| N | µs per step, median | range |",
+                "|---|---|---|",
+                *rows,
+                "",
+                f"Ratio of the two, median {statistics.median(ratios):.2f}, range {min(ratios):.2f} – {max(ratios):.2f} "
+                "(goal: at most 1.5). `python benchmarks/local_table.py`.",
+            ]
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
