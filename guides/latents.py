@@ -33,14 +33,8 @@ class Latent:
     event_shape: torch.Size
     unconstrained_shape: torch.Size
     frames: tuple[CondIndepStackFrame, ...]
-
-    @property
-    def is_real_vector(self) -> bool:
-        """Whether the site takes a real vector as it is, without a bijection or a reshape."""
-        support = self.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        return len(self.event_shape) == 1 and support is constraints.real
+    is_real_vector: bool
+    """Whether the site takes a real vector as it is, without a bijection or a reshape."""
 
 
 class Latents:
@@ -66,8 +60,7 @@ class Latents:
         self.dim = sum(self._width(site) for site in self.sites)
         self.dtype = sites[0]["value"].dtype
         self.device = sites[0]["value"].device
-        frames = [frame for site in self.sites for frame in site.frames if frame.name == plate]
-        self.size: int = (frames[0].full_size or frames[0].size) if frames else 1
+        self.sizes: dict[str, int] = {f.name: f.full_size or f.size for site in self.sites for f in site.frames}
         self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
 
     def sample(self, q: TorchDistribution, plate: pyro.plate | None) -> dict[str, Tensor]:
@@ -128,7 +121,15 @@ def _latent(site: dict[str, Any], plate: str | None) -> Latent:
             f"the latent {name!r} is inside {inside}, but a guide with one λ for each datum needs it inside the plate "
             f"{plate!r} alone: use a Global guide, or name the data plate by plate=...."
         )
+    if plate is not None and frames[0].dim != -1:
+        raise ValueError(
+            f"the latent {name!r} is inside the plate {plate!r} at dim {frames[0].dim}, but a guide with one λ for each datum "
+            "needs the data plate at dim -1: open it last."
+        )
     event_shape = fn.event_shape
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
     batch_shape = site["value"].shape[: site["value"].dim() - len(event_shape)]
     unconstrained = biject_to(fn.support).inverse_shape(fn.shape())
     return Latent(
@@ -138,4 +139,5 @@ def _latent(site: dict[str, Any], plate: str | None) -> Latent:
         event_shape=event_shape,
         unconstrained_shape=unconstrained[len(fn.batch_shape) :],
         frames=frames,
+        is_real_vector=len(event_shape) == 1 and support is constraints.real,
     )

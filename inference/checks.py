@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
-from guides import Guide
+from guides import Guide, Posterior, Prior
 
 from .isolation import unscoped
 
-__all__ = ["arguments", "check_data", "check_minibatch", "check_pair", "check_positive"]
+__all__ = ["arguments", "check_count", "check_data", "check_minibatch", "check_pair", "check_rate"]
 
 
 def arguments(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
@@ -23,11 +27,21 @@ def arguments(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
     return x if isinstance(x, tuple) else (x,)
 
 
-def check_positive(**options: float) -> None:
-    """Raises a ValueError for the first option that is not positive."""
+def check_count(*, least: int = 1, **options: Any) -> None:
+    """Raises for the first option that is not an integer of at least `least`."""
     for name, value in options.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, but is {value}.")
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, but is {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, but is {value}.")
+
+
+def check_rate(lr: Any) -> None:
+    """Raises unless the learning rate is a positive number."""
+    if not isinstance(lr, (int, float)):
+        raise TypeError(f"lr must be a number, but is {lr!r}.")
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, but is {lr}.")
 
 
 def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -51,7 +65,8 @@ def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 def check_minibatch(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], batch_size: int) -> None:
     """Raises unless minibatches of `batch_size` rows can be drawn from `args` and scaled right by `model` and `guide`."""
-    tensors = [value for value in args if isinstance(value, Tensor)]
+    check_count(batch_size=batch_size)
+    tensors = [value for value in args if isinstance(value, Tensor) and value.dim()]
     if len(tensors) != len(args) or len({len(value) for value in tensors}) != 1:
         raise ValueError("batch_size needs data that are tensors with one row for each datum; leave batch_size=None.")
     rows = len(tensors[0])
@@ -66,28 +81,58 @@ def check_minibatch(model: Callable[..., Any], guide: Callable[..., Any], args: 
             )
 
 
-def check_pair(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Runs the pair once and raises unless the guide draws exactly the model's latents. Makes the parameters of both."""
+def check_pair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    enumerated: bool = False,
+) -> tuple[set[str], set[str]]:
+    """Runs the pair once and raises unless the guide draws exactly the model's latents. Makes the parameters of both.
+
+    Args:
+        model, guide, args, kwargs: the pair and the arguments of one call.
+        enumerated: whether latents that the model marks for enumeration may be missing from the guide.
+
+    Returns:
+        Names of the parameters of the model, and of the guide.
+    """
     own = unscoped(guide)
-    if isinstance(own, Guide) and own.model is not unscoped(model):
+    if isinstance(own, (Guide, Posterior, Prior)) and unscoped(own.model) is not unscoped(model):
         raise ValueError(
-            f"this {type(own).__name__} guide was built for another model ({_name(own.model)}); build one for this "
+            f"this {type(own).__name__} guide was built for another model ({_name(unscoped(own.model))}); build one for this "
             f"{_name(unscoped(model))}."
         )
-    with torch.no_grad():
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+    if isinstance(own, Guide):
+        own.setup(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        _check_sites(guide_trace, model_trace, enumerated=enumerated)
+        if is_validation_enabled():
+            _check_shapes(guide_trace, model_trace)
+    except (ValueError, RuntimeError) as error:
+        # Pyro appends the shapes of all sites so far, which hides the message.
+        raise type(error)(str(error).split("\nTrace Shapes:")[0].strip()) from error
+    names = [{n for n, s in trace.nodes.items() if s["type"] == "param"} for trace in (model_trace, guide_trace)]
+    return names[0], names[1]
+
+
+def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool) -> None:
     latents: set[str] = set()
     summed_out: set[str] = set()
-    for name, site in model_trace.nodes.items():
+    for name, site in prune_subsample_sites(model_trace).nodes.items():
         if site["type"] == "sample" and not site["is_observed"]:
             (summed_out if site["infer"].get("enumerate") else latents).add(name)
     drawn = {
         name
-        for name, site in guide_trace.nodes.items()
+        for name, site in prune_subsample_sites(guide_trace).nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary")
     }
+    if not latents | summed_out:
+        raise ValueError("the model has no latent site, so there is no posterior to approximate.")
     if missing := sorted(latents - drawn):
         raise ValueError(
             f"the guide does not draw the latent {missing[0]!r} of the model: it draws {sorted(drawn)}, the model's latents "
@@ -98,6 +143,24 @@ def check_pair(model: Callable[..., Any], guide: Callable[..., Any], args: tuple
             f"the guide draws {surplus[0]!r}, which is no latent of the model: its latents are {sorted(latents)}. Rename the "
             "site, or mark it with infer={'is_auxiliary': True}."
         )
+    if not enumerated and (left := sorted(summed_out - drawn)):
+        raise ValueError(
+            f"the latent {left[0]!r} is marked for enumeration and not drawn by the guide; this cannot sum it out: use "
+            "pyro.infer.TraceEnum_ELBO, or draw it in the guide."
+        )
+
+
+def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    """Pyro's own checks, which a fit does once and then switches off."""
+    with warnings.catch_warnings():
+        # What it only warns of is checked above, or has a reason that Pyro does not see.
+        warnings.simplefilter("ignore", UserWarning)
+        check_model_guide_match(model_trace, guide_trace)
+    for trace in (guide_trace, model_trace):
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and not site_is_subsample(site):
+                log_prob = site["fn"].log_prob(site["value"])
+                check_site_shape({**site, "log_prob": log_prob}, max_plate_nesting=inf)
 
 
 def parameter_names(program: Callable[..., Any]) -> set[str] | None:

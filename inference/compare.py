@@ -20,13 +20,15 @@ from guides import Family, FullRank, Guide, MeanField, Posterior, Prior
 from models import Tractable
 
 from .analytic import best_elbo
-from .checks import arguments, check_data, check_positive
+from .checks import arguments, check_count, check_data, check_rate
 from .elbo import elbo
 from .fit import Fit, fit
 from .isolation import isolated, unscoped
 from .picture import elbo_picture
 
 __all__ = ["Comparison", "Run", "compare"]
+
+FLOOR, CEILING = "prior", "exact posterior"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Comparison:
     model: str
     rows: int
     """N, the number of data."""
+    learned: bool
+    """Whether the model has parameters that each run learned for itself, so that log p(x) changed during it."""
     runs: tuple[Run, ...]
 
     def to_frame(self) -> pd.DataFrame:
@@ -110,7 +114,7 @@ def compare(
 
     Each run works on a copy of the model, so a model with parameters of its own is learned anew in each. All guides share
     their seeds. Two rows need no fit: the prior as a guide, the floor, and the exact posterior where it is known, the
-    ceiling.
+    ceiling. They are of the model as given, so a guide whose fit learns the model too may pass the ceiling.
 
     Args:
         model: the model.
@@ -129,36 +133,55 @@ def compare(
     """
     args = arguments(x)
     seeds = range(seeds) if isinstance(seeds, int) else seeds
-    check_positive(steps=steps, lr=lr, particles=particles, jobs=jobs, seeds=len(seeds))
+    check_count(steps=steps, jobs=jobs, seeds=len(seeds))
+    check_count(particles=particles, least=2)
+    check_rate(lr)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}: a seed that stands twice adds nothing but a false standard error.")
     if not guides:
         raise ValueError("no guides to compare: pass at least one name -> factory.")
+    if taken := [name for name in guides if name.startswith((FLOOR, CEILING))]:
+        raise ValueError(f"{taken[0]!r} is the name of a reference row: give the guide another.")
     check_data(model, args)
     settings = {"steps": steps, "lr": lr, "batch_size": batch_size, **options}
     pairs = [(name, factory, seed) for name, factory in guides.items() for seed in seeds]
     work = (
-        delayed(_run)(model, name, factory, x, seed=seed, particles=particles, settings=settings)
+        delayed(_run)(
+            model, name, factory, x, seed=seed, particles=particles, settings=settings, dtype=torch.get_default_dtype()
+        )
         for name, factory, seed in pairs
     )
     runs = Parallel(n_jobs=jobs, return_as="generator")(work)
     fitted = list(tqdm(runs, total=len(pairs), disable=not progress, unit="fit"))
-    references = [_reference("prior", model, Prior(model), x, particles)]
+    which = " of the model as given" if _is_learned(model) else ""
+    references = [_reference(FLOOR + which, model, Prior(model), x, particles)]
     if isinstance(model, Tractable):
-        references.append(_reference("exact posterior", model, Posterior(model), x, particles))
+        references.append(_reference(CEILING + which, model, Posterior(model), x, particles))
     return Comparison(
         model=type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "model"),
         rows=next((len(value) for value in args if isinstance(value, Tensor) and value.dim()), 1),
+        learned=_is_learned(model),
         runs=(references[0], *fitted, *references[1:]),
     )
 
 
 def _run(
-    model: Any, name: str, factory: Callable[[Any], Any], x: Any, *, seed: int, particles: int, settings: dict[str, Any]
+    model: Any,
+    name: str,
+    factory: Callable[[Any], Any],
+    x: Any,
+    *,
+    seed: int,
+    particles: int,
+    settings: dict[str, Any],
+    dtype: torch.dtype,
 ) -> Run:
     with isolated(seed):
+        torch.set_default_dtype(dtype)
         model = copy.deepcopy(model)
         guide = factory(model)
-    done = fit(model, guide, x, seed=seed, **settings)
-    estimate = elbo(done.model, done.guide, x, particles=particles, seed=seed)
+        done = fit(model, guide, x, seed=seed, **settings)
+        estimate = elbo(done.model, done.guide, x, particles=particles, seed=seed)
     return Run(
         guide=name,
         seed=seed,
@@ -181,7 +204,7 @@ def _evidence(model: Any, x: Any) -> float:
     if not isinstance(model, Tractable):
         return nan
     with torch.no_grad():
-        return float(model.log_evidence(x).sum())
+        return float(model.log_evidence(*arguments(x)).sum())
 
 
 def _best(model: Any, guide: Any, x: Any) -> float:
@@ -189,11 +212,17 @@ def _best(model: Any, guide: Any, x: Any) -> float:
     family = _family(unscoped(guide))
     if family is None or not isinstance(model, Tractable):
         return nan
+    if isinstance(guide, Guide) and family.blocks() is None:
+        return nan
     with torch.no_grad():
         try:
-            return float(best_elbo(model, family, x).sum())
+            return float(best_elbo(model, family, *arguments(x)).sum())
         except (TypeError, ValueError):
             return nan
+
+
+def _is_learned(model: Any) -> bool:
+    return isinstance(model, torch.nn.Module) and any(p.requires_grad for p in model.parameters())
 
 
 def _family(guide: Any) -> Family | None:

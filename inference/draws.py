@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta, Unit
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -55,19 +56,21 @@ def draws(
     args: tuple[Any, ...],
     *,
     particles: int,
-    plate: str = "data",
 ) -> Iterator[Draws]:
-    """Yields `particles` draws in chunks. Densities are per datum if every latent lies inside `plate`.
+    """Yields `particles` draws in chunks. Densities are per datum if every latent lies inside the data plate.
 
     A model and guide that keep the contracts of this suite (or Pyro's autoguides) are called with an outer plate of
     particles; any other pair is called once for each draw. Call it inside `isolated`.
     """
+    plate = getattr(unscoped(guide), "plate", "data")
     with torch.no_grad():
         one = _trace(model, guide, args)
+        point_masses = _point_masses(one, _trace(model, guide, args))
         nesting = max((-f.dim for s in one for f in s["cond_indep_stack"] if f.dim is not None), default=0)
         if not (isinstance(unscoped(model), Model) and isinstance(unscoped(guide), (Guide, Prior, Posterior, AutoGuide))):
             for _ in range(particles):
-                yield _collect(_trace(model, guide, args), 1, nesting, plate, vectorised=False)
+                sites = _trace(model, guide, args)
+                yield _collect(sites, 1, nesting, plate, vectorised=False, point_masses=point_masses)
             return
         numbers = sum(site["value"].numel() for site in one if site["is_observed"])
         chunk = max(1, LIMIT // max(1, numbers))
@@ -75,7 +78,7 @@ def draws(
             size = min(chunk, particles - start)
             with pyro.plate("_particles", size, dim=-1 - nesting):
                 sites = _trace(model, guide, args)
-            yield _collect(sites, size, nesting, plate, vectorised=True)
+            yield _collect(sites, size, nesting, plate, vectorised=True, point_masses=point_masses)
 
 
 def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -86,36 +89,38 @@ def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any
     for trace in (guide_trace, model_trace):
         trace.compute_log_prob()
         for site in trace.nodes.values():
-            if site["type"] == "sample":
+            if site["type"] == "sample" and not site["infer"].get("_deterministic"):
                 role = "q" if trace is guide_trace else "likelihood" if site["is_observed"] else "prior"
                 sites.append({**site, "role": role})
     return sites
 
 
-def _collect(sites: list[dict[str, Any]], particles: int, nesting: int, plate: str, *, vectorised: bool) -> Draws:
+def _collect(
+    sites: list[dict[str, Any]], particles: int, nesting: int, plate: str, *, vectorised: bool, point_masses: bool
+) -> Draws:
     per_datum = all(_dim(site, plate) is not None for site in sites)
 
     def density(role: str) -> Tensor:
         """The factor's log density: sites added up, and all dimensions summed but the particles' and the data's."""
-        total: Tensor | float = 0.0
+        total = torch.zeros(())
         for site in sites:
             if site["role"] == role:
                 value = _aligned(site["log_prob"], nesting, particles)
                 keep = {0, value.dim() + (_dim(site, plate) or 0)} if per_datum else {0}
                 dims = [d for d in range(value.dim()) if d not in keep]
                 total = total + (value.sum(dims) if dims else value)
-        return torch.as_tensor(total)
+        return total
 
-    log_q = density("q")
-    if _is_point_mass([site for site in sites if site["role"] == "q"]):
+    log_q, log_prior, log_likelihood = torch.broadcast_tensors(density("q"), density("prior"), density("likelihood"))
+    if point_masses:
         log_q = torch.full_like(log_q, torch.inf)
     h = {site["name"]: _values(site, nesting, particles, vectorised) for site in sites if site["role"] == "prior"}
     pointwise = {
         site["name"]: _squeezed(_aligned(site["log_prob"], nesting, particles), site, nesting)
         for site in sites
-        if site["role"] == "likelihood"
+        if site["role"] == "likelihood" and not isinstance(site["fn"], Unit)
     }
-    return Draws(h, density("likelihood"), density("prior"), log_q, per_datum, pointwise)
+    return Draws(h, log_likelihood, log_prior, log_q, per_datum, pointwise)
 
 
 def _dim(site: dict[str, Any], plate: str) -> int | None:
@@ -146,8 +151,14 @@ def _squeezed(value: Tensor, site: dict[str, Any], nesting: int) -> Tensor:
     return value.squeeze(outside) if outside else value
 
 
-def _is_point_mass(sites: list[dict[str, Any]]) -> bool:
-    """Whether q has no density. Autoguides also use Delta sites, but only to pass on an auxiliary draw that has one."""
-    if any(site["infer"].get("is_auxiliary") for site in sites):
-        return False
-    return any(isinstance(getattr(site["fn"], "base_dist", site["fn"]), pyro.distributions.Delta) for site in sites)
+def _point_masses(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """Whether q has no density, from two draws of it.
+
+    Autoguides also use Delta sites, but to pass on an auxiliary draw, which differs from one time to the next.
+    """
+    return any(
+        site["role"] == "q"
+        and isinstance(getattr(site["fn"], "base_dist", site["fn"]), Delta)
+        and torch.equal(site["value"], again["value"])
+        for site, again in zip(one, other, strict=False)
+    )

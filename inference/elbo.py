@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import arguments, check_data, check_pair, check_positive
+from .checks import arguments, check_count, check_data, check_pair
 from .draws import Draws, draws
 from .isolation import isolated
 
@@ -65,7 +65,7 @@ def elbo(
     Args:
         model, guide: as for `fit`; after a fit, its `model` and `guide`.
         x: the data, or a tuple of the model's arguments.
-        particles: number K of draws; the standard errors are sd / √K, so at least 2.
+        particles: number K of draws, at least 2; the standard errors are sd / √K.
         seed: fixes the draws.
 
     Raises:
@@ -74,9 +74,7 @@ def elbo(
     Reference: Jordan, Ghahramani, Jaakkola & Saul, "An introduction to variational methods for graphical models" (1999).
     """
     args = arguments(x)
-    check_positive(particles=particles)
-    if particles < 2:
-        raise ValueError("particles must be at least 2, for a standard error.")
+    check_count(particles=particles, least=2)
     check_data(model, args)
     with isolated(seed):
         check_pair(model, guide, args, {})
@@ -105,11 +103,11 @@ class _Terms:
         mean = terms.mean(1)
         squares = (terms - mean.unsqueeze(1)).square().sum(1)
         if self.count:
-            shift = mean - self.mean
+            shift = torch.where(mean == self.mean, 0.0, mean - self.mean)
             squares = squares + self.squares + shift**2 * self.count * count / (self.count + count)
-            mean = self.mean + shift * count / (self.count + count)
+            mean = torch.where(mean == self.mean, mean, self.mean + shift * count / (self.count + count))
         self.count, self.mean, self.squares = self.count + count, mean, squares
 
     def result(self) -> Terms:
-        se = (self.squares / (self.count - 1) / self.count).sqrt().where(self.mean.isfinite(), 0.0)
+        se = (self.squares / (self.count - 1) / self.count).sqrt().where(~self.mean.isinf(), 0.0)
         return Terms(self.mean[0], se[0], self.mean[1], se[1], self.mean[2], se[2])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
+from itertools import chain
+from math import inf, isfinite
 from typing import Any
 
 import pyro
@@ -16,13 +17,17 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.params.param_store import StateDict
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm import tqdm
 
 from .batches import Batch, batches
-from .checks import arguments, check_data, check_minibatch, check_pair, check_positive
+from .checks import arguments, check_count, check_data, check_minibatch, check_pair, check_rate
+from .engine import Eager, Engine, Problem
+from .engine.eager import adopt
 from .isolation import isolated, scoped
+from .objectives import Objective, TraceELBO
 from .row_optimiser import RowOptimiser
 
 __all__ = ["Fit", "NonFiniteLossError", "cosine", "fit"]
@@ -57,9 +62,13 @@ class NonFiniteLossError(FloatingPointError):
         self.step = step
         self.site = site
         super().__init__(
-            f"the fit stopped at step {step}: {detail}. The guide is as it was before this step; lower lr, or look at that "
-            "site's scale."
+            f"the fit stopped at step {step}: {detail}. The guide is as it was before this step; lower lr, or look at the "
+            "scale of that site."
         )
+        self.detail = detail
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.step, self.site, self.detail)
 
 
 def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
@@ -74,10 +83,11 @@ def fit(
     *,
     steps: int,
     lr: float = 0.01,
-    objective: ELBO | None = None,
+    objective: Objective | ELBO | None = None,
     optimiser: Callable[..., Optimizer] = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
+    engine: type[Engine] = Eager,
     seed: int = 0,
     progress: bool = False,
 ) -> Fit:
@@ -93,11 +103,13 @@ def fit(
         x: the data.
         steps: number of optimiser steps.
         lr: learning rate at the first step.
-        objective: an ELBO object of Pyro's; by default `Trace_ELBO()`, the plain reparameterised estimator with one draw.
+        objective: what to minimise; by default `TraceELBO()`, Pyro's plain reparameterised estimator with one draw. Pyro's own
+            ELBO objects are objectives too.
         optimiser: makes a torch optimiser from parameters and `lr`.
         schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
             take `index` and `size`.
+        engine: how to run a step; `engine.Graph` takes the same trajectory as `engine.Eager` in less time.
         seed: fixes initial values that the guide draws on its first call, the batches and the noise.
         progress: whether to show a progress bar.
 
@@ -108,43 +120,55 @@ def fit(
     Reference: Kucukelbir, Tran, Ranganath, Gelman & Blei, "Automatic differentiation variational inference" (2017).
     """
     args = arguments(x)
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, but is {steps!r}.")
-    check_positive(steps=steps, lr=lr)
+    check_count(steps=steps)
+    check_rate(lr)
     check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
-    objective = Trace_ELBO() if objective is None else objective
+    objective = TraceELBO() if objective is None else objective
+    if isinstance(objective, type):
+        raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
     losses = torch.empty(steps, dtype=torch.float64)
     begin = time.perf_counter()
-    with isolated(seed) as store:
+    with isolated(seed) as store, torch.enable_grad(), ExitStack() as stack:
         stream = batches(args, batch_size)
+        first = next(stream)
+        stream = chain([first], stream)
         rows = RowOptimiser()
-        parameters = _parameters(model, guide, next(stream), rows)
+        parameters, names = _parameters(
+            model, guide, first, rows, enumerated=not isinstance(objective, Trace_ELBO | TraceELBO)
+        )
         if not parameters:
             raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
+        stack.enter_context(_gradients_restored(parameters))
+        run = engine(Problem(model, guide, objective, rows, parameters))
         descent = optimiser(parameters, lr=lr)
+        if isinstance(descent, torch.optim.LBFGS):
+            raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
         decay = None if schedule is None else schedule(descent, steps)
-        with _own_nan_check(), tqdm(total=steps, disable=not progress, unit="step") as bar:
-            for step in range(steps):
-                batch = next(stream)
-                rng = torch.get_rng_state()
-                with rows, poutine.trace(param_only=True) as used:
-                    loss = float(objective.loss_and_grads(model, guide, *batch.args, **batch.kwargs))
-                _adopt(used.trace, parameters, rows, descent)
-                if not (isfinite(loss) and _finite_gradients(parameters)):
-                    raise _explain(model, guide, batch, rows, step=step, loss=loss, rng=rng)
-                losses[step] = loss
-                rows.load(descent, batch.epoch)
-                descent.step()
-                rows.store(descent)
-                descent.zero_grad()
-                if decay is not None:
-                    decay.step()
-                bar.update()
+        stack.enter_context(_own_nan_check())
+        bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
+        for step in range(steps):
+            batch = next(stream)
+            rng = torch.get_rng_state()
+            try:
+                loss = run.step(batch)
+            except LinAlgError as error:
+                raise NonFiniteLossError(step, None, f"a matrix could not be factorised ({error})") from error
+            _extend(descent, parameters)
+            if not (isfinite(loss) and _finite_gradients(parameters)):
+                raise _explain(model, guide, batch, rows, step=step, loss=loss, rng=rng)
+            losses[step] = loss
+            rows.load(descent, batch.epoch)
+            descent.step()
+            rows.store(descent)
+            descent.zero_grad()
+            if decay is not None:
+                decay.step()
+            bar.update()
     return Fit(
-        model=scoped(model, store),
-        guide=scoped(guide, store),
+        model=scoped(model, store, names[0]),
+        guide=scoped(guide, store, names[1]),
         nelbo=losses,
         steps=steps,
         seconds=time.perf_counter() - begin,
@@ -154,16 +178,27 @@ def fit(
 
 
 def _parameters(
-    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: RowOptimiser
-) -> list[torch.nn.Parameter | Tensor]:
+    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: RowOptimiser, *, enumerated: bool
+) -> tuple[list[Tensor], tuple[set[str], set[str]]]:
     """The tensors to optimise: each once, the rows of a local table in place of the table. Checks the pair on the way."""
     with rows, poutine.trace(param_only=True) as used:
-        check_pair(model, guide, batch.args, batch.kwargs)
+        names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
     parameters: list[Tensor] = list(rows.leaves.values())
-    _adopt(used.trace, parameters, rows, None)
-    for parameter in parameters:
-        parameter.grad = None
-    return parameters
+    adopt(used.trace, parameters, rows.leaves)
+    return parameters, names
+
+
+@contextmanager
+def _gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
+    """Starts without gradients and leaves those that were there before."""
+    before = {id(parameter): parameter.grad for parameter in parameters}
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.grad = before.get(id(parameter))
 
 
 @contextmanager
@@ -174,22 +209,15 @@ def _own_nan_check() -> Iterator[None]:
         yield
 
 
-def _adopt(trace: poutine.Trace, parameters: list[Tensor], rows: RowOptimiser, descent: Optimizer | None) -> None:
-    """Adds the parameters that this trace met for the first time."""
-    known = {id(parameter) for parameter in (*parameters, *rows.leaves)}
-    for site in trace.nodes.values():
-        parameter = site["value"].unconstrained() if site["type"] == "param" else None
-        if parameter is None or id(parameter) in known or not parameter.requires_grad:
-            continue
-        known.add(id(parameter))
-        parameters.append(parameter)
-        if descent is not None:
-            descent.param_groups[0]["params"].append(parameter)
+def _extend(descent: Optimizer, parameters: list[Tensor]) -> None:
+    """Gives the optimiser the parameters that a step has met for the first time."""
+    group = descent.param_groups[0]["params"]
+    group.extend(parameters[len(group) :])
 
 
 def _finite_gradients(parameters: list[Tensor]) -> bool:
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+    return bool(torch.nn.utils.get_total_norm(gradients, inf).isfinite())
 
 
 def _explain(

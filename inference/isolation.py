@@ -17,7 +17,7 @@ __all__ = ["Scoped", "isolated", "scoped", "unscoped"]
 
 
 @contextmanager
-def isolated(seed: int, params: StateDict | None = None) -> Iterator[StateDict]:
+def isolated(seed: int) -> Iterator[StateDict]:
     """A scope with its own random state and param store.
 
     On leaving it, by whatever way, the random states (torch, NumPy, Python), the param store, the default dtype and the
@@ -25,15 +25,16 @@ def isolated(seed: int, params: StateDict | None = None) -> Iterator[StateDict]:
 
     Args:
         seed: for all three generators.
-        params: a param store's state to start from, for instance a fit's; empty by default. It holds what the store held
-            when the scope was left without an error.
+
+    Yields:
+        The state of the scope's param store, filled in when the scope is left without an error.
     """
     dtype, rng, validate = torch.get_default_dtype(), get_rng_state(), Distribution._validate_args
     try:
         with (
             torch.random.fork_rng(),
             pyro.validation_enabled(pyro.distributions.is_validation_enabled()),
-            pyro.get_param_store().scope(params) as scope,
+            _store({"params": {}, "constraints": {}}) as scope,
         ):
             pyro.set_rng_seed(seed)
             yield scope
@@ -56,14 +57,20 @@ class Scoped:
         self.params = params
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with pyro.get_param_store().scope(self.params):
+        with _store(self.params):
             return self.program(*args, **kwargs)
 
 
-def scoped(program: Callable[..., Any], params: StateDict) -> Callable[..., Any]:
-    """`program` bound to `params`, unless it is a module that holds all of them itself."""
+def scoped(program: Callable[..., Any], params: StateDict, names: set[str]) -> Callable[..., Any]:
+    """`program` bound to the values of its parameters `names`, unless it is a module that holds all of them itself.
+
+    A program that is bound already brings its values into `params`.
+    """
+    if isinstance(program, Scoped):
+        params["params"].update(program.params["params"])
+        return program
     own = {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
-    if all(id(value) in own for value in params["params"].values()):
+    if all(id(params["params"][name]) in own for name in names):
         return program
     return Scoped(program, params)
 
@@ -71,3 +78,18 @@ def scoped(program: Callable[..., Any], params: StateDict) -> Callable[..., Any]
 def unscoped(program: Callable[..., Any]) -> Callable[..., Any]:
     """The program itself, out of its `Scoped`."""
     return program.program if isinstance(program, Scoped) else program
+
+
+@contextmanager
+def _store(state: StateDict) -> Iterator[StateDict]:
+    """Swaps the param store's content for `state`. Unlike the store's own `scope`, it leaves the tensors' attributes alone."""
+    store = pyro.get_param_store()
+    params, constraints = dict(store.named_parameters()), dict(store._constraints)
+    try:
+        store.clear()
+        store.set_state(state)
+        yield state
+        state.update({"params": dict(store.named_parameters()), "constraints": dict(store._constraints)})
+    finally:
+        store.clear()
+        store.set_state({"params": params, "constraints": constraints})

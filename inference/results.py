@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ from .storage import to_arviz
 
 __all__ = ["check_folder", "save_comparison"]
 
+SUFFIXES = {".csv", ".png", ".nc"}
+
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Raises unless results can be written to `folder`, which is made only when they are.
 
     Raises:
-        FileExistsError: if it holds something and `overwrite` is false.
+        FileExistsError: if it holds results and `overwrite` is false, or anything else in any case.
         PermissionError, NotADirectoryError: if it cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} already holds results: pass --overwrite to replace them, or another --out.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if foreign := sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES):
+            raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is no result: pass another --out.")
+        if not overwrite:
+            raise FileExistsError(f"{folder} already holds results: pass --overwrite to replace them, or another --out.")
     parent = folder
     while not parent.exists():
         parent = parent.parent
@@ -56,15 +61,20 @@ def save_comparison(
         comparison.to_frame().to_csv(part / "table.csv", index=False)
         _runs(comparison).to_csv(part / "runs.csv", index=False)
         comparison.plot().savefig(part / "elbo.png", dpi=150)
-        written: set[str] = set()
+        names: dict[str, str] = {}
         for run in comparison.runs:
-            if run.fit is not None and run.guide not in written:
-                written.add(run.guide)
-                stored = to_arviz(run.fit, x, draws=draws)
-                stored.to_netcdf(str(part / f"{re.sub(r'[^0-9A-Za-z]+', '-', run.guide).strip('-')}.nc"), engine="h5netcdf")
+            if run.fit is not None and run.guide not in names:
+                names[run.guide] = _file_name(run.guide, set(names.values()))
+                to_arviz(run.fit, x, draws=draws).to_netcdf(str(part / names[run.guide]), engine="h5netcdf")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(Path(scratch, "replaced"))
         part.rename(folder)
+
+
+def _file_name(guide: str, taken: set[str]) -> str:
+    stem = re.sub(r"[^0-9A-Za-z]+", "-", guide).strip("-") or "guide"
+    candidates = chain([f"{stem}.nc"], (f"{stem}-{i}.nc" for i in count(2)))
+    return next(name for name in candidates if name not in taken)
 
 
 def _runs(comparison: Comparison) -> pd.DataFrame:

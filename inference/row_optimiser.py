@@ -15,9 +15,10 @@ class RowOptimiser(Messenger):
     """Hands out the batch's rows of each local table as a leaf, and keeps the optimiser's state for every row.
 
     Inside the context, `guides.rows(table, index)` is a leaf tensor with the values of table[index]. `load` gives the
-    optimiser these rows' state before its step, and `store` writes values and state back. So each row is optimised exactly
-    as if it were alone: under epoch shuffling it is visited once an epoch, and scalar state such as Adam's step count
-    advances once an epoch, not once a batch. Works with any torch optimiser whose state is elementwise.
+    optimiser these rows' state before its step, and `store` writes values and state back. So each row is optimised as if it
+    were alone, but for the minibatch scale of its gradient: under epoch shuffling it is visited once an epoch, and scalar
+    state such as Adam's step count advances once an epoch, not once a batch. Works with any torch optimiser whose state is
+    elementwise.
     """
 
     def __init__(self) -> None:
@@ -29,14 +30,17 @@ class RowOptimiser(Messenger):
         self._epoch = 0
 
     def _pyro_rows(self, msg: Any) -> None:
-        table, index = msg["args"]
+        msg["value"] = self.hand_out(*msg["args"])
+        msg["done"] = True
+
+    def hand_out(self, table: Tensor, index: Tensor) -> torch.nn.Parameter:
+        """The leaf that stands for table[index] until `store`."""
         leaf = self.leaves.setdefault(table, torch.nn.Parameter(table.new_empty(0)))
         if self._index.get(table) is not index:
             leaf.grad = None
             leaf.data = table.detach()[index]
             self._index[table] = index
-        msg["value"] = leaf
-        msg["done"] = True
+        return leaf
 
     def load(self, optimiser: torch.optim.Optimizer, epoch: int) -> None:
         """Gives `optimiser` the state of the rows handed out last. `epoch` counts the finished ones."""
@@ -52,23 +56,28 @@ class RowOptimiser(Messenger):
                 optimiser.state[leaf] = {**scalars, **gathered}
 
     def store(self, optimiser: torch.optim.Optimizer) -> None:
-        """Writes the rows and their state back after the optimiser's step."""
-        for table, leaf in self.leaves.items():
-            index = self._index.pop(table)
-            table.data[index] = leaf.data
-            full = self._state.setdefault(table, {})
+        """Writes the rows and their state back after the optimiser's step.
+
+        Raises:
+            TypeError: if the optimiser's state cannot be split by rows; nothing is written then.
+        """
+        for leaf in self.leaves.values():
             for key, value in optimiser.state[leaf].items():
-                if not _is_rowwise(value):
-                    continue
-                if value.shape != leaf.shape:
+                if _is_rowwise(value) and value.shape != leaf.shape:
                     raise TypeError(
                         f"{type(optimiser).__name__} keeps {key!r} of shape {tuple(value.shape)} for rows of shape "
                         f"{tuple(leaf.shape)}, which cannot be split by rows: fit this Local guide with batch_size=None, or "
                         "use an elementwise optimiser such as Adam."
                     )
-                if key not in full:
-                    full[key] = value.new_zeros(table.shape)
-                full[key][index] = value
+        for table, leaf in self.leaves.items():
+            index = self._index.pop(table)
+            table.data[index] = leaf.data
+            full = self._state.setdefault(table, {})
+            for key, value in optimiser.state[leaf].items():
+                if _is_rowwise(value):
+                    if key not in full:
+                        full[key] = value.new_zeros(table.shape)
+                    full[key][index] = value
 
     def _read_scalars(self, optimiser: torch.optim.Optimizer, leaf: Tensor) -> dict[str, Any]:
         return {key: _copy(value) for key, value in optimiser.state[leaf].items() if not _is_rowwise(value)}

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
-from .checks import arguments, check_data, check_pair, check_positive
+from .checks import arguments, check_count, check_data, check_pair
 from .draws import draws as draw
 from .fit import Fit
 from .isolation import isolated
@@ -37,14 +37,14 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
         `arviz.InferenceData` on ArviZ 0.x, `xarray.DataTree` on ArviZ 1.x; both have ``to_netcdf``.
     """
     args = arguments(x)
-    check_positive(draws=draws)
+    check_count(draws=draws)
     check_data(fit.model, args)
     with isolated(seed), torch.no_grad():
         check_pair(fit.model, fit.guide, args, {})
         chunks = list(draw(fit.model, fit.guide, args, particles=draws))
         h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
-        nodes = poutine.trace(fit.model).get_trace(*args).nodes.values()
-        observed = {s["name"]: s["value"] for s in nodes if s["type"] == "sample" and s["is_observed"]}
+        nodes = poutine.trace(fit.model).get_trace(*args).nodes
+        observed = {name: nodes[name]["value"] for name in chunks[0].pointwise}
         simulated = Predictive(poutine.uncondition(fit.model), posterior_samples=h, return_sites=list(observed))(*args)
     pointwise = {name: torch.cat([chunk.pointwise[name] for chunk in chunks]) for name in observed}
     stats = {

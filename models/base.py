@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor
 
@@ -82,7 +82,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
 
     def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
         """Draws (h, x) from the joint, x with `n` rows. Leaves the global random state as it was."""
-        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
             torch.manual_seed(seed)
             nodes = poutine.trace(self).get_trace(size=n).nodes
         return nodes["h"]["value"], nodes["x"]["value"]
@@ -90,6 +90,15 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     def check_data(self, x: Tensor) -> None:
         """Raises a TypeError or ValueError that names the first row of `x` which this model cannot have produced."""
         check_rows(x, self.data_shape, self.support, self.dtype, owner=type(self).__name__)
+
+    def declare(self, name: str, value: Tensor, constraint: constraints.Constraint = constraints.real) -> None:
+        """Makes `value` the attribute `name`: learned within `constraint` if it is a Parameter, else fixed."""
+        if not isinstance(value, torch.nn.Parameter):
+            self.register_buffer(name, value)
+        elif constraint is constraints.real:
+            setattr(self, name, value)
+        else:
+            setattr(self, name, PyroParam(value.detach().clone(), constraint=constraint))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,7 +8,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -49,10 +48,10 @@ class FactorAnalysis(LocalModel):
         super().__init__()
         if not isinstance(loading, Tensor) or loading.dim() != 2 or loading.numel() == 0:
             raise ValueError("loading must be a tensor of shape (d, k) with d > 0 and k > 0.")
-        self._declare("loading", real("loading", loading, tuple(loading.shape)))
-        self._declare("mean", real("mean", mean, (len(loading),), like=loading))
+        self.declare("loading", real("loading", loading, tuple(loading.shape)))
+        self.declare("mean", real("mean", mean, (len(loading),), like=loading))
         noise_shape = () if self.isotropic else (len(loading),)
-        self._declare("noise_scale", positive("noise_scale", noise_scale, noise_shape, like=loading))
+        self.declare("noise_scale", positive("noise_scale", noise_scale, noise_shape, like=loading), constraints.positive)
         self.register_buffer("prior_scale", torch.ones_like(loading[0]).detach())
 
     @classmethod
@@ -64,11 +63,13 @@ class FactorAnalysis(LocalModel):
         return model, model.simulate(60, seed=seed)[1]
 
     @classmethod
-    def from_dataset(cls, data: Dataset, *, factors: int = 8) -> tuple[Self, Tensor]:
-        """Loading, mean and noise by scikit-learn's maximum likelihood, with `factors` factors."""
+    def from_dataset(cls, data: Dataset, *, factors: int | None = None) -> tuple[Self, Tensor]:
+        """Loading, mean and noise by scikit-learn's maximum likelihood, with `factors` factors: 8, or fewer than columns."""
         from sklearn.decomposition import FactorAnalysis as MaximumLikelihood
 
-        factors = min(factors, data.x.shape[-1] - 1)
+        factors = min(8, data.x.shape[-1] - 1) if factors is None else factors
+        if not 1 <= factors < data.x.shape[-1]:
+            raise ValueError(f"FactorAnalysis: factors is {factors}, but must be from 1 to {data.x.shape[-1] - 1}.")
         best = MaximumLikelihood(factors, svd_method="lapack").fit(data.x.double().numpy())
         noise = torch.from_numpy(best.noise_variance_).clamp(min=1e-6 * float(data.x.var())).sqrt()
         to = data.x.dtype
@@ -97,14 +98,6 @@ class FactorAnalysis(LocalModel):
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)
         return self._linear_gaussian().expected_log_likelihood(q, x)
-
-    def _declare(self, name: str, value: Tensor) -> None:
-        if not isinstance(value, torch.nn.Parameter):
-            self.register_buffer(name, value)
-        elif name == "noise_scale":
-            setattr(self, name, PyroParam(value.detach().clone(), constraint=constraints.positive))
-        else:
-            setattr(self, name, value)
 
     def _linear_gaussian(self) -> LinearGaussian:
         loading = self.loading

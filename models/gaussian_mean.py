@@ -6,6 +6,7 @@ from typing import Self
 
 import pyro
 import pyro.distributions as dist
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -46,9 +47,9 @@ class GaussianMean(Model):
         noise_scale: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
-        self.register_buffer("prior_loc", real("prior_loc", prior_loc, (dim,)))
-        self.register_buffer("prior_scale", positive("prior_scale", prior_scale, (dim,)))
-        self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (dim,)))
+        self.declare("prior_loc", real("prior_loc", prior_loc, (dim,)))
+        self.declare("prior_scale", positive("prior_scale", prior_scale, (dim,)), constraints.positive)
+        self.declare("noise_scale", positive("noise_scale", noise_scale, (dim,)), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:

@@ -7,6 +7,7 @@ from typing import Self
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -42,10 +43,10 @@ class LinearRegression(RegressionModel):
         super().__init__()
         if not isinstance(covariates, Tensor) or covariates.dim() != 2 or covariates.numel() == 0:
             raise ValueError("covariates must be a tensor of shape (N, p) with N > 0 and p > 0.")
-        self.register_buffer("covariates", real("covariates", covariates, tuple(covariates.shape)))
+        self.declare("covariates", real("covariates", covariates, tuple(covariates.shape)))
         features = (covariates.shape[1],)
-        self.register_buffer("prior_scale", positive("prior_scale", prior_scale, features, like=covariates))
-        self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (), like=covariates))
+        self.declare("prior_scale", positive("prior_scale", prior_scale, features, like=covariates), constraints.positive)
+        self.declare("noise_scale", positive("noise_scale", noise_scale, (), like=covariates), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -61,7 +62,8 @@ class LinearRegression(RegressionModel):
             raise ValueError(f"LinearRegression needs targets, but the data set {data.name!r} has none.")
         spread = data.x.std(0)
         covariates = ((data.x - data.x.mean(0)) / spread)[:, spread > 0]
-        x = ((data.y - data.y.mean()) / data.y.std()).to(covariates.dtype)
+        y = data.y.to(covariates.dtype)
+        x = (y - y.mean()) / y.std()
         weights = torch.linalg.lstsq(covariates, x.unsqueeze(-1), driver="gelsd").solution
         residual = x - (covariates @ weights).squeeze(-1)
         return cls(covariates, noise_scale=residual.std()), x

@@ -55,6 +55,7 @@ class ProbabilisticPCA(FactorAnalysis):
         return cls(loading.flip(1).to(x.dtype), mean.to(x.dtype), variance.sqrt().to(x.dtype))
 
     @classmethod
-    def from_dataset(cls, data: Dataset, *, factors: int = 8) -> tuple[Self, Tensor]:
-        """The maximum-likelihood model with `factors` factors."""
-        return cls.maximum_likelihood(data.x, min(factors, data.x.shape[-1] - 1)), data.x
+    def from_dataset(cls, data: Dataset, *, factors: int | None = None) -> tuple[Self, Tensor]:
+        """The maximum-likelihood model with `factors` factors: 8, or fewer than columns."""
+        factors = min(8, data.x.shape[-1] - 1) if factors is None else factors
+        return cls.maximum_likelihood(data.x, factors), data.x

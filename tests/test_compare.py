@@ -10,8 +10,8 @@ import torch
 from problems import demo
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from guides import Amortized, FullRank, Global, Linear, Local, LowRank, MeanField
-from inference import best_elbo, compare
+from guides import Amortized, Delta, FullRank, Global, Linear, Local, LowRank, MeanField
+from inference import NonFiniteLossError, best_elbo, compare
 from inference.results import check_folder, save_comparison
 from models import FactorAnalysis, LinearRegression, ProbabilisticPCA
 
@@ -75,6 +75,7 @@ def test_a_learned_model_has_an_evidence_for_each_run():
     fitted = [run for run in result.runs if run.fit]
     assert fitted[0].evidence != fitted[1].evidence
     assert all(run.evidence > model.log_evidence(x).sum() for run in fitted)
+    assert list(result.to_frame().guide[[0, 2]]) == ["prior of the model as given", "exact posterior of the model as given"]
 
 
 def test_without_truth():
@@ -116,10 +117,20 @@ class TestFiles:
 
     def test_existing_results_are_kept(self, regression, tmp_path):
         _, x, result = regression
-        (tmp_path / "mine.txt").write_text("precious")
+        (tmp_path / "table.csv").write_text("precious")
         with pytest.raises(FileExistsError, match="--overwrite"):
             save_comparison(result, x, tmp_path, draws=5)
-        assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+        assert (tmp_path / "table.csv").read_text() == "precious"
+        (tmp_path / "thesis.txt").write_text("precious")
+        with pytest.raises(FileExistsError, match=r"holds 'thesis.txt', which is no result"):
+            save_comparison(result, x, tmp_path, draws=5, overwrite=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "thesis.txt"]
+
+    def test_every_guide_has_a_file(self, tmp_path):
+        model, x = demo(LinearRegression)
+        result = compare(model, dict.fromkeys(["a b", "a-b", "λ"], AutoNormal), x, steps=3, seeds=1, particles=5)
+        save_comparison(result, x, tmp_path / "out", draws=3)
+        assert {path.name for path in (tmp_path / "out").glob("*.nc")} == {"a-b.nc", "a-b-2.nc", "guide.nc"}
 
     def test_a_failure_leaves_nothing_behind(self, regression, tmp_path, monkeypatch):
         _, x, result = regression
@@ -139,10 +150,40 @@ class TestFiles:
 @pytest.mark.parametrize(("changes", "message"), [({"seeds": 0}, "seeds"), ({"steps": 0}, "steps"), ({"jobs": 0}, "jobs")])
 def test_bad_input(changes, message):
     model, x = demo(LinearRegression)
-    with pytest.raises(ValueError, match=f"{message} must be positive"):
+    with pytest.raises(ValueError, match=f"{message} must be at least 1"):
         compare(model, GUIDES, x, **changes)
     with pytest.raises(ValueError, match="no guides"):
         compare(model, {}, x)
+    with pytest.raises(ValueError, match="particles must be at least 2"):
+        compare(model, GUIDES, x, particles=1)
+    with pytest.raises(ValueError, match="stands twice"):
+        compare(model, GUIDES, x, seeds=[1, 1])
+    with pytest.raises(ValueError, match="name of a reference row"):
+        compare(model, {"prior": AutoNormal}, x)
+
+
+def test_a_failed_fit_is_reported_from_a_worker():
+    model, x = demo(LinearRegression)
+    with pytest.raises(NonFiniteLossError, match="step"):
+        compare(model, {"full rank": GUIDES["full rank"]}, x, steps=50, lr=1e6, seeds=2, jobs=2)
+
+
+def test_data_may_be_a_tuple():
+    model, x = demo(LinearRegression)
+    assert len(compare(model, {"AutoNormal": AutoNormal}, (x,), steps=3, seeds=1, particles=5).runs) == 3
+
+
+def test_the_best_of_a_global_low_rank_is_unknown_for_local_latents():
+    model, x = demo(FactorAnalysis)
+    result = compare(model, {"g": lambda m: Global(m, LowRank(1))}, x, steps=3, seeds=1, particles=5)
+    assert result.to_frame().set_index("guide").best_gap.isna()["g"]
+
+
+def test_a_point_mass_has_a_row_and_no_curve():
+    model, x = demo(LinearRegression)
+    result = compare(model, {"map": lambda m: Global(m, Delta()), "AutoNormal": AutoNormal}, x, steps=3, seeds=1, particles=5)
+    assert result.to_frame().set_index("guide").gap["map"] == math.inf
+    assert [axis.get_title().split("\n")[0] for axis in result.plot().axes] == ["AutoNormal"]
 
 
 def test_local_sources_share_one_optimum():

@@ -7,16 +7,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 from problems import MODELS, PAIRS, TRACTABLE, build, demo, shake
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoGuideList,
+    AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
 )
 
 from guides import Delta, Global, Local, MeanField, Posterior, Prior
-from inference import analytic_elbo, elbo
+from inference import analytic_elbo, elbo, fit
 from inference.draws import draws
 from inference.isolation import isolated
 from models import GaussianMean, LocalGaussian, LocalModel
@@ -57,10 +61,14 @@ def test_vectorised_draws_agree_with_single_ones(model_class, guide_class):
         chunks = list(draws(model, guide, (x,), particles=60))
         single = list(draws(model.__call__, guide, (x,), particles=60))
     assert len(single) == 60
-    many = torch.cat([c.total.log_likelihood + c.total.log_prior for c in chunks])
-    ones = torch.cat([c.total.log_likelihood + c.total.log_prior for c in single])
-    se = (many.var() / len(many) + ones.var() / len(ones)).sqrt()
-    assert abs(many.mean() - ones.mean()) <= 5 * se + 1e-9 * many.abs().max()
+    for density in ("log_likelihood", "log_prior", "log_q"):
+        many = torch.cat([getattr(c.total, density) for c in chunks])
+        ones = torch.cat([getattr(c.total, density) for c in single])
+        if many.isinf().all():
+            assert torch.equal(many, ones)
+            continue
+        se = (many.var() / len(many) + ones.var() / len(ones)).sqrt()
+        assert abs(many.mean() - ones.mean()) <= 5 * se + 1e-9 * many.abs().max()
     assert {n: v.shape[1:] for n, v in chunks[0].h.items()} == {n: v.shape[1:] for n, v in single[0].h.items()}
     assert chunks[0].pointwise["x"].shape[1:] == single[0].pointwise["x"].shape[1:]
     assert chunks[0].per_datum == single[0].per_datum
@@ -85,13 +93,81 @@ def test_chunks_make_no_difference(monkeypatch):
     assert abs(parts.se / whole.se - 1) < 0.5
 
 
-def test_a_point_mass_has_no_elbo():
-    model, x = demo(GaussianMean)
-    for guide in (Global(model, Delta()), AutoDelta(model)):
-        found = elbo(model, guide, x)
+def two_latents(x):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(a, b), obs=x)
+
+
+def half_a_point(model):
+    guide = AutoGuideList(model)
+    guide.append(AutoDelta(poutine.block(model, expose=["a"])))
+    guide.append(AutoNormal(poutine.block(model, expose=["b"])))
+    return guide
+
+
+class TestPointMass:
+    @pytest.mark.parametrize("make", [lambda m: Global(m, Delta()), AutoDelta, AutoLaplaceApproximation])
+    @pytest.mark.parametrize("which", [GaussianMean, LocalGaussian, "plain"])
+    def test_has_no_elbo(self, make, which):
+        model, x = (two_latents, torch.randn(4)) if which == "plain" else demo(which)
+        found = elbo(model, make(model), x, particles=5)
         assert found.value == -float("inf")
         assert found.se == 0.0
         assert found.total.reconstruction.isfinite()
+
+    def test_in_one_of_two_latents(self):
+        assert elbo(two_latents, half_a_point(two_latents), torch.randn(4), particles=5).value == -float("inf")
+
+    def test_in_several_chunks(self, monkeypatch):
+        model, x = demo(LocalGaussian)
+        monkeypatch.setattr("inference.draws.LIMIT", 7 * x.numel())
+        found = elbo(model, Local(model, Delta()), x, particles=40)
+        assert (found.value, found.se) == (-float("inf"), 0.0)
+
+    def test_is_not_seen_where_there_is_none(self):
+        def guide(x):
+            pyro.sample("a", dist.Normal(0.0, 1.0))
+            pyro.sample("b", dist.LogNormal(0.0, 1.0))
+            pyro.deterministic("c", torch.ones(()))
+
+        assert elbo(two_latents, guide, torch.randn(4)).total.elbo.isfinite()
+        for autoguide in (AutoNormal, AutoMultivariateNormal):
+            assert elbo(two_latents, autoguide(two_latents), torch.randn(4)).total.elbo.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "guide_class"),
+    [(m, g) for m in TRACTABLE for g in (Prior, Posterior) if g is Prior or issubclass(m, LocalModel)],
+)
+def test_reference_guides_are_scaled_in_minibatches(model_class, guide_class):
+    """With the same draws, the mean over batches of log p − log q is that of all the data."""
+    model, x = demo(model_class)
+    h = poutine.trace(guide_class(model)).get_trace(x).nodes["h"]["value"].detach()
+
+    def log_q(index):
+        value = h if index is None or not isinstance(model, LocalModel) else h[index]
+        arguments = (x,) if index is None else (x[index], index, len(x))
+        trace = poutine.trace(poutine.condition(guide_class(model), {"h": value})).get_trace(*arguments)
+        return trace.log_prob_sum()
+
+    parts = torch.stack([log_q(index) for index in torch.arange(len(x)).reshape(4, -1)])
+    torch.testing.assert_close(parts.mean(), log_q(None), atol=1e-10, rtol=0.0)
+
+
+def test_enumerated_latents_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            h = pyro.sample("h", dist.Normal(z, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    x = torch.randn(5)
+    guide = AutoNormal(poutine.block(model, hide=["z"]))
+    done = fit(model, guide, x, steps=3, objective=TraceEnum_ELBO(max_plate_nesting=1))
+    with pytest.raises(ValueError, match="'z' is marked for enumeration"):
+        elbo(done.model, done.guide, x)
 
 
 def test_seeds():
@@ -103,9 +179,9 @@ def test_seeds():
 def test_bad_input():
     model, x = demo(GaussianMean)
     guide = Global(model, MeanField())
-    with pytest.raises(ValueError, match="particles must be positive"):
+    with pytest.raises(ValueError, match="particles must be at least 2, but is 0"):
         elbo(model, guide, x, particles=0)
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="at least 2, but is 1"):
         elbo(model, guide, x, particles=1)
     with pytest.raises(ValueError, match="row 3"):
         elbo(model, guide, x.index_fill(0, torch.tensor(3), float("nan")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import random
 
 import numpy as np
@@ -173,8 +175,39 @@ class TestMinibatches:
 
     def test_optimisers_whose_state_is_not_per_row_are_refused(self):
         model, x = demo(LocalGaussian)
+        guide = build(model, Local, MeanField, x)
+        before = guide.table.detach().clone()
         with pytest.raises(TypeError, match="Adafactor keeps .* batch_size=None"):
-            fit(model, Local(model, MeanField()), x, steps=3, batch_size=10, optimiser=torch.optim.Adafactor)
+            fit(model, guide, x, steps=3, batch_size=10, optimiser=torch.optim.Adafactor)
+        assert torch.equal(guide.table, before)
+
+    @pytest.mark.parametrize("batch_size", [25, 30])
+    def test_an_epoch_visits_every_row(self, batch_size):
+        model, x = demo(LocalGaussian)
+        guide = build(model, Local, MeanField, x)
+        before = guide.table.detach().clone()
+        fit(model, guide, x, steps=4, lr=0.1, batch_size=batch_size, schedule=None)
+        moved = (guide.table - before).abs().max(-1).values
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-6, atol=0.0)
+
+    @pytest.mark.parametrize("model_class", [GaussianMean, LinearRegression])
+    def test_a_global_guide(self, model_class):
+        model, x = demo(model_class)
+        guide = build(model, Global, FullRank, x)
+        evidence = model.log_evidence(x)
+        assert evidence - analytic_elbo(model, guide.q(x), x) > 0.1 * len(x)
+        fit(model, guide, x, steps=3000, lr=0.02, batch_size=10)
+        assert evidence - analytic_elbo(model, guide.q(x), x) < 0.01 * len(x)
+
+    def test_a_model_with_keywords_is_scaled_right(self):
+        base, x = demo(LocalGaussian)
+
+        def model(x, **options):
+            return base(x, **options)
+
+        guide = Amortized(model, FullRank(), Linear())
+        fit(model, guide, x, steps=2000, lr=0.03, batch_size=20)
+        torch.testing.assert_close(guide.q(x).variance, base.posterior(x).variance, rtol=0.1, atol=0.0)
 
     def test_only_the_rows_in_the_batch_change(self):
         model, x = demo(LocalGaussian)
@@ -253,6 +286,32 @@ class TestAnyPyroProgram:
         done = fit(model, AutoNormal(model), self.x, steps=1000, lr=0.05)
         assert abs(done.params["params"]["shift"] - 2.0) < 0.1
         assert elbo(done.model, done.guide, self.x).value > elbo(model, done.guide, self.x).value + 1
+
+    def test_goes_on_from_a_fit(self):
+        first = fit(plain_model, plain_guide, self.x, steps=300, lr=0.05)
+        second = fit(first.model, first.guide, self.x, steps=300, lr=0.01)
+        assert second.nelbo[:50].mean() < first.nelbo[:50].mean() - 0.5
+        assert first.params["params"]["loc"] is second.params["params"]["loc"]
+
+    def test_modules_come_back_as_they_are(self):
+        model, x = demo(LocalGaussian)
+        guide = build(model, Local, MeanField, x)
+        done = fit(model, guide, x, steps=3)
+        assert done.model is model
+        assert done.guide is guide
+        learned = FactorAnalysis(torch.nn.Parameter(torch.randn(2, 1).double()))
+        guide = Amortized(learned, MeanField(), Linear())
+        done = fit(learned, guide, x, steps=3)
+        assert done.model is learned
+        assert done.guide is guide
+
+    def test_shapes_that_pyro_refuses_are_refused(self):
+        def without_plate(x):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+        with pytest.raises(ValueError, match="invalid log_prob shape"):
+            fit(without_plate, plain_guide, self.x, steps=3)
 
     def test_a_second_fit_starts_afresh(self):
         first = fit(plain_model, plain_guide, self.x, steps=200, lr=0.05)
@@ -351,6 +410,16 @@ class TestNothingGlobalChanges:
 
 
 class TestNonFiniteLoss:
+    def test_goes_through_a_pickle(self):
+        error = pickle.loads(pickle.dumps(NonFiniteLossError(3, "h", "it is nan")))
+        assert (error.step, error.site) == (3, "h")
+        assert "step 3: it is nan" in str(error)
+
+    def test_a_failed_factorisation_is_one(self):
+        model, x = demo(LinearRegression)
+        with pytest.raises(NonFiniteLossError, match="step"):
+            fit(model, Global(model, LowRank(2)), x, steps=50, lr=1e6)
+
     def test_stops_at_the_step_and_names_the_site(self):
         calls = iter(range(1000))
 
@@ -389,6 +458,52 @@ class TestNonFiniteLoss:
             fit(plain_model, guide, torch.ones(3), steps=5)
 
 
+class TestSurroundings:
+    def test_gradients_are_the_users(self):
+        model, x = demo(GaussianMean)
+        guide = build(model, Global, MeanField, x)
+        guide.lam.grad = torch.ones_like(guide.lam)
+        fit(model, guide, x, steps=3)
+        assert torch.equal(guide.lam.grad, torch.ones_like(guide.lam))
+
+    def test_under_no_grad(self):
+        model, x = demo(GaussianMean)
+        guide = build(model, Global, MeanField, x)
+        before = guide.lam.detach().clone()
+        with torch.no_grad():
+            fit(model, guide, x, steps=3)
+        assert not torch.equal(guide.lam, before)
+
+    def test_simulation_leaves_the_param_store(self):
+        one, five = (FactorAnalysis(torch.ones(3, 1), 0.0, torch.nn.Parameter(v * torch.ones(3))) for v in (1.0, 5.0))
+        one.simulate(2, seed=0)
+        five.simulate(2, seed=0)
+        torch.testing.assert_close(five.noise_scale, 5 * torch.ones(3))
+        assert not list(pyro.get_param_store())
+
+    @pytest.mark.parametrize("model_class", [GaussianMean, LocalGaussian])
+    def test_any_scale_can_be_learned(self, model_class):
+        model = model_class(2, noise_scale=torch.nn.Parameter(torch.ones(2)))
+        assert [name for name, _ in model.named_parameters()] == ["noise_scale_unconstrained"]
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+    def test_copies_behave_alike(self, copied):
+        model, x = demo(LocalGaussian)
+        guide = build(model, Local, MeanField, x)
+        model, twin = copied((model, guide))
+        assert [n for n, s in poutine.trace(twin).get_trace(x).nodes.items() if s["type"] == "sample"] == ["data", "h"]
+        assert torch.equal(fit(model, twin, x, steps=2).nelbo, fit(guide.model, guide, x, steps=2).nelbo)
+
+    def test_an_encoder_module_is_copied(self):
+        model, x = demo(LocalGaussian)
+        net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 4))
+        before = net[1].weight.detach().clone()
+        guide = Amortized(model, MeanField(), net)
+        fit(model, guide, x, steps=3)
+        assert torch.equal(net[1].weight, before)
+        assert not torch.equal(guide.encoder[1].weight, before)
+
+
 class TestBadInput:
     model, x = LocalGaussian.demo()
 
@@ -414,13 +529,20 @@ class TestBadInput:
 
     @pytest.mark.parametrize("size", [0, -1, 101])
     def test_batch_size(self, size):
-        assert not self.refused(ValueError, f"between 1 and the 100 rows of the data, but is {size}", batch_size=size)
+        message = "between 1 and the 100 rows of the data, but is 101" if size > 0 else "batch_size must be at least 1"
+        assert not self.refused(ValueError, message, batch_size=size)
+        assert not self.refused(TypeError, "batch_size must be an integer", batch_size=2.5)
 
     def test_steps_and_rate(self):
-        assert not self.refused(ValueError, "steps must be positive, but is 0", steps=0)
-        assert not self.refused(ValueError, "steps must be positive, but is -3", steps=-3)
+        assert not self.refused(ValueError, "steps must be at least 1, but is 0", steps=0)
+        assert not self.refused(ValueError, "steps must be at least 1, but is -3", steps=-3)
         assert not self.refused(TypeError, "steps must be an integer, but is 2.5", steps=2.5)
         assert not self.refused(ValueError, "lr must be positive", lr=0.0)
+        assert not self.refused(TypeError, "lr must be a number", lr="0.1")
+
+    def test_objectives_and_optimisers(self):
+        assert not self.refused(TypeError, "pass an instance, Trace_ELBO\\(\\)", objective=Trace_ELBO)
+        self.refused(TypeError, "LBFGS evaluates the loss several times", optimiser=torch.optim.LBFGS)
 
     def test_minibatches_of_a_model_without_index(self):
         with pytest.raises(ValueError, match="a model that takes index and size.*this one takes \\['x'\\]"):
@@ -482,5 +604,9 @@ def test_global_guide_over_a_local_model():
     done = fit(model, Global(model, MeanField()), x, steps=1500, lr=0.03)
     reached = elbo(model, done.guide, x, particles=1000)
     assert abs(model.log_evidence(x).sum() - reached.value) < TOLERANCE * len(x) + 5 * reached.se
+    guide = Global(model, MeanField())
     with pytest.raises(ValueError, match="latents inside the plate 'data'.*Local"):
-        fit(model, Global(model, MeanField()), x, steps=3, batch_size=2)
+        fit(model, guide, x, steps=3, batch_size=2)
+    fit(model, guide, x, steps=3)
+    with pytest.raises(ValueError, match="built for 5 data, but there are 4"):
+        fit(model, guide, x[:4], steps=3)

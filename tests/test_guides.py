@@ -165,6 +165,16 @@ def test_local_needs_latents_inside_the_plate():
         Local(model, MeanField())(torch.zeros(3))
 
 
+def test_local_needs_the_plate_at_the_right():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="at dim -2, but .* needs the data plate at dim -1"):
+        Local(model, MeanField()).setup(torch.zeros(3, 1))
+
+
 def test_discrete_latents_are_refused():
     def model(x):
         pyro.sample("h", dist.Bernoulli(0.5))

@@ -72,7 +72,7 @@ def test_a_point_mass_has_infinite_log_q():
 def test_bad_input():
     model, x = demo(GaussianMean)
     done = fit(model, Global(model, MeanField()), x, steps=3)
-    with pytest.raises(ValueError, match="draws must be positive"):
+    with pytest.raises(ValueError, match="draws must be at least 1"):
         to_arviz(done, x, draws=0)
     with pytest.raises(ValueError, match="shape"):
         to_arviz(done, x[:, :2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,8 @@ class Amortized(Guide):
     Args:
         model: a Pyro program whose latents all lie inside the data plate and whose first argument is x.
         family: the shape of each q.
-        encoder: a net from (B, *data_shape) to (B, family.size), or a spec such as ``MLP((64,))`` that makes one from the
-            shape of x_i and the size of λ_i.
+        encoder: a net from (B, *data_shape) to (B, family.size), of which the guide trains a copy, or a spec such as
+            ``MLP((64,))`` that makes one from the shape of x_i and the size of λ_i.
         plate: name of the model's data plate.
 
     Raises:
@@ -45,18 +46,22 @@ class Amortized(Guide):
         self._spec = (MLP() if encoder is None else encoder,)
 
     def make_parameters(self, x: Tensor) -> None:
+        assert self.latents is not None
         spec = self._spec[0]
         size = self.family.size
-        encoder = spec if isinstance(spec, nn.Module) else spec(tuple(x.shape[1:]), size)
-        self.register_buffer("start", self.family.start())
-        self.encoder = encoder.to(x)
+        encoder = copy.deepcopy(spec) if isinstance(spec, nn.Module) else spec(tuple(x.shape[1:]), size)
+        encoder.to(dtype=self.latents.dtype, device=x.device)
         with torch.no_grad():
-            shape = tuple(self.encoder(x[:1]).shape)
+            shape = tuple(copy.deepcopy(encoder).eval()(x[:1]).shape)
         if shape != (1, size):
             raise ValueError(
                 f"the encoder maps one datum to shape {shape}, but (1, {size}) is needed: {type(self.family).__name__} "
                 f"over R^{self.family.dim} has {size} numbers in λ."
             )
+        self.register_buffer("start", self.family.start())
+        self.encoder = encoder
 
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        if x.dtype != self.start.dtype:
+            raise TypeError(f"this Amortized guide holds {self.start.dtype}, but x is {x.dtype}: convert one of them.")
         return self.family(self.encoder(x) + self.start)

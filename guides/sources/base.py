@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -70,13 +71,20 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         """Learns the model's latents from one call with these arguments, and makes λ. Does nothing the second time."""
         if self.latents is not None:
             return
+        x, index, _ = self._call(args, kwargs)
         latents = Latents(self.model, args, kwargs, plate=self.plate if self.local else None)
+        if not self.local and index is not None and self.plate in latents.sizes:
+            raise ValueError(
+                f"{type(self).__name__} has one λ for all the data, and the model has latents inside the plate "
+                f"{self.plate!r}: fit it without minibatches, or use Local or Amortized."
+            )
+        unbound = self.family
         self.family = self.family.over(latents.dim)
         self.latents = latents
         try:
-            self.make_parameters(self._call(args, kwargs)[0])
+            self.make_parameters(x)
         except BaseException:
-            self.latents = None
+            self.latents, self.family = None, unbound
             raise
         self.to(dtype=latents.dtype, device=latents.device)
 
@@ -85,20 +93,32 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         self.setup(*args, **kwargs)
         assert self.latents is not None
         x, index, size = self._call(args, kwargs)
+        rows = size if size is not None or not isinstance(x, Tensor) or not x.dim() else len(x)
         if not self.local:
-            if index is not None and any(frame.name == self.plate for s in self.latents.sites for frame in s.frames):
+            built_for = self.latents.sizes.get(self.plate, rows)
+            if rows != built_for:
                 raise ValueError(
-                    f"{type(self).__name__} has one λ for all the data, and the model has latents inside the plate "
-                    f"{self.plate!r}: fit it without minibatches, or use Local or Amortized."
+                    f"this {type(self).__name__} guide was built for {built_for} data, but there are {rows}: build a "
+                    "guide for this data."
                 )
             return self.latents.sample(self.q(x, index), None)
         q = self.q(x, index)
-        rows = size if size is not None else len(x)
         plate = pyro.plate(self.plate, rows, subsample=index, dim=-1)
         return self.latents.sample(q, plate)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy for the same model: a guide refers to its model and does not own it."""
+        memo.setdefault(id(self.model), self.model)
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return new
 
     def _call(self, args: Any, kwargs: Any) -> tuple[Any, Tensor | None, int | None]:
         """The data, their index and the size of the whole, from the arguments of a call."""
         arguments = self._signature.bind(*args, **kwargs).arguments
         x = next(iter(arguments.values()), None)
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(name, {}))
         return x, arguments.get("index"), arguments.get("size")

@@ -35,7 +35,7 @@ class Local(Guide):
 
     def make_parameters(self, x: Tensor) -> None:
         assert self.latents is not None
-        self.table = torch.nn.Parameter(self.family.start().repeat(self.latents.size, 1))
+        self.table = torch.nn.Parameter(self.family.start().repeat(self.latents.sizes[self.plate], 1))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples h ~ q at the model's sites. Takes the model's arguments."""

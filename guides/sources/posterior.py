@@ -23,8 +23,13 @@ class Posterior(PyroModule):
         super().__init__(name=type(self).__name__)
         self._model = (model,)
 
+    @property
+    def model(self) -> Any:
+        """The model that this guide was built for."""
+        return self._model[0]
+
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
-        return self._model[0].posterior(x)
+        return self.model.posterior(x)
 
     def forward(self, x: Tensor, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """Samples h ~ p(h | x)."""

@@ -22,9 +22,14 @@ class Prior(PyroModule):
         super().__init__(name=type(self).__name__)
         self._model = (model,)
 
+    @property
+    def model(self) -> Any:
+        """The model that this guide was built for."""
+        return self._model[0]
+
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Samples the model's latents from their priors."""
-        poutine.block(self._model[0], hide_fn=_is_observed_or_param)(*args, **kwargs)
+        poutine.block(self.model, hide_fn=_is_observed_or_param)(*args, **kwargs)
 
 
 def _is_observed_or_param(site: dict[str, Any]) -> bool:

@@ -15,11 +15,13 @@ import typer
 from joblib import cpu_count
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from models import LocalModel
 
 from ..compare import Comparison, compare
+from ..engine import Graph
 from ..fit import NonFiniteLossError
 from ..results import check_folder, save_comparison
 from . import names
@@ -122,6 +124,7 @@ def compare_guides(  # noqa: PLR0917
                 seeds=seeds,
                 particles=particles,
                 jobs=jobs,
+                engine=Graph,
                 progress=console.is_terminal,
             )
             console.print(_table(title, result), "")
@@ -136,7 +139,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (NonFiniteLossError, TypeError, ValueError, OSError) as error:
-        errors.print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True, markup=True)
+        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1 if isinstance(error, NonFiniteLossError) else 2) from None
 
 
@@ -147,7 +150,7 @@ def _table(title: str, result: Comparison) -> Table:
     known = f", log p(x) = {evidence.pop()}" if len(evidence) == 1 else ""
     effort = f"{fitted[0]['seeds']} seeds × {fitted[0]['steps']} steps"
     table = Table(
-        title=f"{title}\nN = {result.rows}{known}, {effort}; in nats",
+        title=f"{escape(title)}\nN = {result.rows}{known}, {effort}; in nats",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -165,7 +168,7 @@ def _table(title: str, result: Comparison) -> Table:
             "best gap": _number(row["best_gap"], 3),
             "seconds": _number(row["seconds"], 1),
         }
-        table.add_row(row["guide"], *(cells[column] for column in columns))
+        table.add_row(escape(row["guide"]), *(cells[column] for column in columns))
     return table
 
 

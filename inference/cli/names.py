@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, get_type_hints
 
 import pyro.infer.autoguide as autoguides
-from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoGuideList
+from pyro.infer.autoguide import AutoContinuous, AutoDiscreteParallel, AutoGuide, AutoGuideList
 from torch import Tensor
 
 import guides
@@ -52,7 +52,7 @@ ENCODERS: dict[str, Any] = {name: getattr(guides.encoders, name) for name in gui
 AUTOGUIDES: dict[str, type[AutoGuide]] = {
     name: guide
     for name, guide in _concrete(autoguides, AutoGuide).items()
-    if guide not in (AutoGuide, AutoContinuous, AutoGuideList) and _needs_only_a_model(guide)
+    if guide not in (AutoGuide, AutoContinuous, AutoGuideList, AutoDiscreteParallel) and _needs_only_a_model(guide)
 }
 DATASETS: dict[str, Callable[..., Dataset]] = {
     name: getattr(datasets, name)

@@ -1,0 +1,8 @@
+"""Engines: ways to run one step of a fit, all along the same trajectory."""
+
+from .base import Engine, Problem
+from .capture import CaptureError, capture
+from .eager import Eager
+from .graph import Graph
+
+__all__ = ["CaptureError", "Eager", "Engine", "Graph", "Problem", "capture"]

@@ -1,0 +1,39 @@
+"""Pyro as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyro import poutine
+from torch import Tensor
+
+from ..batches import Batch
+from .base import Engine
+
+__all__ = ["Eager"]
+
+
+class Eager(Engine):
+    """Runs guide and model under Pyro's handlers at each step: works for every program, at about a millisecond a step."""
+
+    def step(self, batch: Batch) -> float:
+        problem = self.problem
+        with problem.rows, poutine.trace(param_only=True) as used:
+            if hasattr(problem.objective, "loss_and_grads"):
+                loss = float(problem.objective.loss_and_grads(problem.model, problem.guide, *batch.args, **batch.kwargs))
+            else:
+                value, surrogate = problem.objective(problem.model, problem.guide, batch.args, batch.kwargs)
+                surrogate.backward()
+                loss = float(value.detach())
+        adopt(used.trace, problem.parameters, problem.rows.leaves)
+        return loss
+
+
+def adopt(trace: poutine.Trace, parameters: list[Tensor], tables: Mapping[Tensor, Tensor]) -> None:
+    """Adds the parameters that this trace met for the first time, but for tables that are optimised row by row."""
+    known = {id(parameter) for parameter in (*parameters, *tables)}
+    for site in trace.nodes.values():
+        parameter = site["value"].unconstrained() if site["type"] == "param" else None
+        if parameter is not None and id(parameter) not in known and parameter.requires_grad:
+            known.add(id(parameter))
+            parameters.append(parameter)

@@ -1,0 +1,126 @@
+"""Passes that make a captured graph smaller without changing what it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["simplify"]
+
+aten = torch.ops.aten
+
+NO_OPS = {aten.detach.default, aten.detach_copy.default, aten.alias.default, aten.lift_fresh_copy.default}
+RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.permute.default}
+FILLS = {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default}
+LIMIT = 1 << 20
+"""Constants of more numbers than this are computed at each step rather than kept."""
+
+
+def simplify(module: fx.GraphModule) -> fx.GraphModule:
+    """Removes no-ops, computes what does not depend on the inputs once, and merges equal operations.
+
+    Random operations are left alone, each in its place: the graph draws what the program drew, in the same order.
+    """
+    module.graph.eliminate_dead_code(is_impure_node=_is_impure)
+    _remove_no_ops(module.graph)
+    _fold_constants(module)
+    _merge_equal(module)
+    module.graph.eliminate_dead_code(is_impure_node=_is_impure)
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operation draws from a random generator."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _is_impure(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output") or is_random(node)
+
+
+def _remove_no_ops(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        same_layout = node.target in RESHAPES and _layout(node) == _layout(node.args[0])
+        first_power = node.target is aten.pow.Tensor_Scalar and node.args[1] == 1
+        if node.target in NO_OPS or same_layout or first_power:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _layout(node: fx.Node) -> Any:
+    """Shape and strides of an operation's result, as they were when it was captured."""
+    meta = node.meta.get("tensor_meta")
+    return node if meta is None else (meta.shape, meta.stride)
+
+
+def _fold_constants(module: fx.GraphModule) -> None:
+    """Runs the operations whose inputs are all constants, and keeps their results as constants."""
+    values: dict[fx.Node, Any] = {}
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(module, node.target).detach()
+        elif node.op == "call_function" and _is_constant(node, values):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _blank(n))
+            value = node.target(*args, **kwargs)
+            if not isinstance(value, Tensor):
+                # Of an operation with several results, its getitem nodes become the constants.
+                values[node] = value
+                continue
+            if value.numel() > LIMIT:
+                continue
+            name = f"constant_{count}"
+            count += 1
+            module.register_buffer(name, value.detach().contiguous(), persistent=False)
+            with module.graph.inserting_before(node):
+                constant = module.graph.get_attr(name)
+            values[constant] = values[node] = value
+            node.replace_all_uses_with(constant)
+            module.graph.erase_node(node)
+
+
+def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """Whether a result depends on constants alone; of what a fill is like, only the shape matters."""
+    if node.target in FILLS:
+        return "tensor_meta" in node.all_input_nodes[0].meta
+    return not is_random(node) and all(n in values for n in node.all_input_nodes)
+
+
+def _blank(node: fx.Node) -> Tensor:
+    meta = node.meta["tensor_meta"]
+    return torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype)
+
+
+def _merge_equal(module: fx.GraphModule) -> None:
+    """Common subexpressions, and constants with equal values."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(module, node.target)
+            key: Any = (
+                (value.shape, value.dtype, value.device, value.detach().cpu().numpy().tobytes())
+                if value.numel() <= LIMIT
+                else node
+            )
+        elif node.op == "call_function" and not is_random(node):
+            key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        else:
+            continue
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+            module.graph.erase_node(node)
+        else:
+            seen[key] = node
+
+
+def _frozen(value: Any) -> Any:
+    """A hashable stand-in that tells 1 from 1.0 and True."""
+    if isinstance(value, (list, tuple)):
+        return (type(value).__name__, *map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    return value if isinstance(value, fx.Node) else (type(value).__name__, str(value))

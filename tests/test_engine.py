@@ -1,0 +1,224 @@
+"""Every engine takes the trajectory of Pyro alone, or says that it does not and leaves the step to Pyro."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import MODELS, PAIRS, SOURCES, build, demo
+from pyro.infer import Trace_ELBO, autoguide
+
+import inference.engine
+from guides import MeanField
+from inference import fit
+from inference.engine import CaptureError, Eager, Engine, Graph, capture
+from inference.engine.simplify import is_random
+from models import FactorAnalysis, GaussianMean, LinearRegression, LocalModel
+
+ENGINES = [
+    e for e in map(vars(inference.engine).get, inference.engine.__all__) if isinstance(e, type) and issubclass(e, Engine)
+]
+FAST = [engine for engine in ENGINES if engine not in (Engine, Eager)]
+
+
+def trajectories(make, model, x, engine, **options):
+    """Losses and final parameters by Pyro alone and by `engine`, from the same start."""
+    ends = []
+    for chosen in (Eager, engine):
+        guide = make()
+        done = fit(model, guide, x, engine=chosen, **options)
+        ends.append((done.nelbo, [p.detach() for p in guide.parameters()]))
+    return ends
+
+
+def assert_same(ends, dtype=torch.float64):
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-3
+    (losses, parameters), (ours, our_parameters) = ends
+    torch.testing.assert_close(ours, losses, rtol=tolerance, atol=tolerance)
+    for a, b in zip(our_parameters, parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert losses[-1] != losses[0]
+
+
+@pytest.mark.parametrize("engine", FAST)
+class TestTrajectory:
+    @pytest.mark.parametrize(("model_class", "source", "family"), PAIRS)
+    def test_of_every_model_and_guide(self, engine, model_class, source, family):
+        model, x = demo(model_class)
+
+        def make():
+            torch.manual_seed(1)
+            return build(model, source, family, x)
+
+        assert_same(trajectories(make, model, x, engine, steps=20, lr=0.02))
+
+    @pytest.mark.parametrize("model_class", MODELS)
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_of_minibatches(self, engine, model_class, source):
+        if issubclass(model_class, LocalModel) != source.local:
+            source = next(s for s in SOURCES if s.local == issubclass(model_class, LocalModel))
+        model, x = demo(model_class)
+
+        def make():
+            torch.manual_seed(1)
+            return build(model, source, MeanField, x)
+
+        assert_same(trajectories(make, model, x, engine, steps=20, lr=0.02, batch_size=7))
+
+    @pytest.mark.parametrize(
+        "name", ["AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal", "AutoDelta", "AutoIAFNormal"]
+    )
+    def test_of_autoguides(self, engine, name):
+        model, x = demo(FactorAnalysis)
+
+        def make():
+            pyro.set_rng_seed(1)
+            guide = getattr(autoguide, name)(model)
+            with pyro.get_param_store().scope():
+                guide(x)
+            return guide.double()
+
+        assert_same(trajectories(make, model, x, engine, steps=20, lr=0.01))
+
+    def test_of_single_precision(self, engine):
+        model, x = LinearRegression.demo()
+        assert_same(trajectories(lambda: autoguide.AutoNormal(model), model, x, engine, steps=10), torch.float32)
+
+    def test_of_draws_that_are_not_reparameterised_through_noise(self, engine):
+        def model(x):
+            rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            share = pyro.sample("share", dist.Beta(2.0, 2.0))
+            pyro.sample("x", dist.Normal(rate * share, 1.0).expand(x.shape).to_event(1), obs=x)
+
+        def guide(x):
+            a = pyro.param("a", torch.tensor(2.0), constraint=dist.constraints.positive)
+            b = pyro.param("b", torch.tensor(3.0), constraint=dist.constraints.positive)
+            pyro.sample("rate", dist.Gamma(a, b))
+            pyro.sample("share", dist.Beta(a, b))
+
+        x = torch.ones(5)
+        losses = [fit(model, guide, x, steps=20, engine=e).nelbo for e in (Eager, engine)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+    def test_of_a_score_function(self, engine):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                h = pyro.sample("h", dist.Bernoulli(0.3))
+                pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+        def guide(x):
+            logits = pyro.param("logits", torch.zeros(len(x)))
+            with pyro.plate("data", len(x)):
+                pyro.sample("h", dist.Bernoulli(logits=logits))
+
+        x = torch.linspace(-1, 2, 7)
+        losses = [fit(model, guide, x, steps=20, lr=0.1, engine=e).nelbo for e in (Eager, engine)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", FAST)
+class TestFallback:
+    x = torch.ones(3)
+
+    def same_with_a_warning(self, engine, model, guide, match, steps=20):
+        eager = fit(model(), guide, self.x, steps=steps)
+        with pytest.warns(UserWarning, match=match):
+            ours = fit(model(), guide, self.x, steps=steps, engine=engine)
+        torch.testing.assert_close(ours.nelbo, eager.nelbo, rtol=1e-6, atol=0.0)
+
+    def test_control_flow_on_a_value(self, engine):
+        def make():
+            def model(x):
+                h = pyro.sample("h", dist.Normal(0.0, 1.0))
+                scale = 1.0 if h > 0 else 2.0
+                pyro.sample("x", dist.Normal(h, scale).expand(x.shape).to_event(1), obs=x)
+
+            return model
+
+        self.same_with_a_warning(engine, make, guide, r"test_engine\.py:\d+ \(scale = 1\.0 if h > 0")
+
+    def test_a_program_that_changes_with_time(self, engine):
+        """As in annealing: the captured step is right at first, and found out when it is compared again."""
+
+        def make():
+            calls = iter(range(1000))
+
+            def model(x):
+                h = pyro.sample("h", dist.Normal(0.0, 1.0))
+                scale = 1.0 if next(calls) < 3 else 2.0
+                pyro.sample("x", dist.Normal(h, scale).expand(x.shape).to_event(1), obs=x)
+
+            return model
+
+        with pytest.warns(UserWarning, match="differs at step"):
+            fit(make(), guide, self.x, steps=20, engine=engine)
+
+    def test_a_buffer_changed_in_place(self, engine):
+        def make():
+            count = torch.zeros(())
+
+            def model(x):
+                count.add_(1.0)
+                h = pyro.sample("h", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(h, 1.0 + count / 10).expand(x.shape).to_event(1), obs=x)
+
+            return model
+
+        with pytest.warns(UserWarning, match="changed in place"):
+            fit(make(), guide, self.x, steps=5, engine=engine)
+
+    def test_objectives_of_pyro_run_by_pyro(self, engine):
+        def model(x):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0).expand(x.shape).to_event(1), obs=x)
+
+        runs = [fit(model, guide, self.x, steps=5, objective=Trace_ELBO(), engine=e).nelbo for e in (Eager, engine)]
+        assert torch.equal(*runs)
+
+
+def guide(x):
+    loc = pyro.param("loc", torch.tensor(0.1))
+    pyro.sample("h", dist.Normal(loc, 1.0))
+
+
+class TestCapture:
+    def test_keeps_random_operations_and_drops_the_rest(self):
+        leaf = torch.ones(3, requires_grad=True)
+
+        def step():
+            torch.randn(2)
+            scale = torch.arange(3.0).exp()
+            loss = (leaf * scale * torch.randn(3)).sum() + (leaf * scale).sum()
+            return [loss.detach(), *torch.autograd.grad(loss, [leaf])]
+
+        graph = capture(step, [leaf], [])
+        assert sum(is_random(node) for node in graph.graph.nodes) == 2
+        assert not any(node.target is torch.ops.aten.exp.default for node in graph.graph.nodes)
+        torch.manual_seed(3)
+        expected = step()
+        torch.manual_seed(3)
+        for found, wanted in zip(graph([leaf.detach()], []), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+        torch.manual_seed(3)
+        assert graph([2 * leaf.detach()], [])[0] == 2 * expected[0]
+
+    def test_says_where_it_fails(self):
+        leaf = torch.ones(3, requires_grad=True)
+        with pytest.raises(CaptureError, match=r"test_engine\.py:\d+ \(.*leaf\.sum\(\)"):
+            capture(lambda: [leaf * float(leaf.sum())], [leaf], [])
+
+
+def test_the_guide_of_a_global_model_is_faster_to_step_than_to_capture_twice():
+    """One graph serves every batch of a shape: an epoch with a smaller last batch needs two."""
+    model, x = demo(GaussianMean)
+    seen = []
+
+    class Counting(Graph):
+        def step(self, batch):
+            loss = super().step(batch)
+            seen.append(len(self._graphs))
+            return loss
+
+    fit(model, autoguide.AutoNormal(model), x, steps=30, batch_size=6, engine=Counting)
+    assert seen[-1] == 2
