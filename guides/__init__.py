@@ -1,6 +1,6 @@
 """Guides q_λ(h | x) = a family (the shape of q) × a source (where λ comes from). Any family goes with any source."""
 
-from .encoders import MLP, Linear
+from .encoders import MLP, Linear, PerStep
 from .families import Blocks, Delta, Family, FullRank, LowRank, MeanField
 from .sources import Amortized, Global, Guide, Local, Posterior, Prior, rows
 
@@ -17,6 +17,7 @@ __all__ = [
     "Local",
     "LowRank",
     "MeanField",
+    "PerStep",
     "Posterior",
     "Prior",
     "rows",

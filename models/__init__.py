@@ -3,21 +3,52 @@
 Each module declares one model: its prior, its likelihood and, where the algebra closes, its exact posterior and evidence.
 """
 
-from .base import LocalModel, Model, RegressionModel, Tractable
+from .banana import Banana
+from .base import HierarchicalModel, LocalModel, Model, RegressionModel, Tractable
+from .beta_bernoulli import BetaBernoulli
+from .dirichlet_categorical import DirichletCategorical
+from .eight_schools import EightSchools
 from .factor_analysis import FactorAnalysis
+from .funnel import Funnel
+from .gamma_poisson import GammaPoisson
 from .gaussian_mean import GaussianMean
+from .gaussian_mixture import GaussianMixture
+from .gaussian_process import GaussianProcess
 from .linear_regression import LinearRegression
 from .local_gaussian import LocalGaussian
+from .logistic_regression import LogisticRegression
+from .normal_gamma import NormalGamma
 from .probabilistic_pca import ProbabilisticPCA
+from .radon import Radon
+from .ring import Ring
+from .rosenbrock_like import RosenbrockLike
+from .state_space import StateSpace
+from .target import Target
 
 __all__ = [
+    "Banana",
+    "BetaBernoulli",
+    "DirichletCategorical",
+    "EightSchools",
     "FactorAnalysis",
+    "Funnel",
+    "GammaPoisson",
     "GaussianMean",
+    "GaussianMixture",
+    "GaussianProcess",
+    "HierarchicalModel",
     "LinearRegression",
     "LocalGaussian",
     "LocalModel",
+    "LogisticRegression",
     "Model",
+    "NormalGamma",
     "ProbabilisticPCA",
+    "Radon",
     "RegressionModel",
+    "Ring",
+    "RosenbrockLike",
+    "StateSpace",
+    "Target",
     "Tractable",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import pyro
@@ -12,12 +13,13 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from .arguments import check_rows
 from .datasets import Dataset
 
-__all__ = ["LocalModel", "Model", "RegressionModel", "Tractable"]
+__all__ = ["HierarchicalModel", "LocalModel", "Model", "RegressionModel", "Tractable"]
 
 
 class _AbstractPyroModule(_PyroModuleMeta, ABCMeta):
@@ -30,12 +32,16 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     A subclass declares `prior` (h ~ p(h) at the site ``"h"``) and `likelihood` (x ~ p(x | h) at the site ``"x"``), both by
     `pyro.sample` and both for any number of leading batch dimensions, and `demo` and `from_dataset`, through which the
     contract tests and the command line find it. Everything else is here: the joint, the data plate, simulation, checks.
+    A model of several latents has a site of its own name for each, and h is the dictionary of their values.
 
     Every model is plain Pyro and runs under `pyro.infer.SVI`, `Predictive`, `NUTS` and the autoguides as it is.
     """
 
     support: ClassVar[constraints.Constraint] = constraints.real
     """Where a single entry of x may lie."""
+
+    proper: ClassVar[bool] = True
+    """Whether the prior is a density. Under an improper one no evidence exists, and nothing can be simulated."""
 
     def __init__(self) -> None:
         super().__init__(name=type(self).__name__)
@@ -46,11 +52,11 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         """Shape of one row x_i."""
 
     @abstractmethod
-    def prior(self) -> Tensor:
-        """Draws h ~ p(h) at the site ``"h"``."""
+    def prior(self) -> Any:
+        """Draws h ~ p(h) at the site ``"h"``, or each latent at a site of its own."""
 
     @abstractmethod
-    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+    def likelihood(self, h: Any, x: Tensor | None = None) -> Tensor:
         """Draws x ~ p(x | h) at the site ``"x"``, or scores the rows `x`."""
 
     @classmethod
@@ -80,12 +86,33 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         with data_plate(x, index, size):
             return self.likelihood(h, x)
 
-    def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Draws (h, x) from the joint, x with `n` rows. Leaves the global random state as it was."""
+    def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What one wants to know, as functions of draws of the latents: by default the latents themselves.
+
+        Args:
+            h: for each latent its draws, shape (K, *shape).
+
+        Returns:
+            For each quantity its draws, shape (K, *shape). Two parametrisations of one model have the same quantities.
+        """
+        return dict(h)
+
+    def simulate(self, n: int, *, seed: int) -> tuple[Any, Tensor]:
+        """Draws (h, x) from the joint, x with `n` rows. Leaves the global random state as it was.
+
+        Returns:
+            The value of the site ``"h"``, or a dictionary of all latents where it does not exist; and x.
+
+        Raises:
+            ValueError: if the prior is improper.
+        """
+        if not self.proper:
+            raise ValueError(f"{type(self).__name__} has an improper prior, from which nothing can be drawn: give x.")
         with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
             torch.manual_seed(seed)
-            nodes = poutine.trace(self).get_trace(size=n).nodes
-        return nodes["h"]["value"], nodes["x"]["value"]
+            nodes = prune_subsample_sites(poutine.trace(self).get_trace(size=n)).nodes
+        latents = {k: s["value"] for k, s in nodes.items() if s["type"] == "sample" and k != "x"}
+        return latents.get("h", latents), nodes["x"]["value"]
 
     def check_data(self, x: Tensor) -> None:
         """Raises a TypeError or ValueError that names the first row of `x` which this model cannot have produced."""
@@ -115,6 +142,39 @@ class LocalModel(Model):
             return self.likelihood(self.prior(), x)
 
 
+class HierarchicalModel(Model):
+    """Latents shared by all data, and local ones for each datum: p(x, h) = p(h) ∏_i p(x_i | h, h_i) p(h_i | h).
+
+    A subclass declares `prior` for the shared latents and `local_prior`, which adds the local ones; both return
+    dictionaries. The number of data is fixed by the model (`rows`).
+    """
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """N, the number of data."""
+
+    @abstractmethod
+    def local_prior(self, h: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws each datum's latents given the shared ones `h`, inside the data plate; returns all latents."""
+
+    @abstractmethod
+    def likelihood(self, h: Any, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        """Draws x ~ p(x | h) at the site ``"x"``, or scores the rows `x`, whose places in the whole data are `index`."""
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The joint. Arguments as in `Model.forward`; `size` is `rows`."""
+        _check_size(self, size, self.rows)
+        h = self.prior()
+        with data_plate(x, index, self.rows):
+            return self.likelihood(self.local_prior(h), x, index)
+
+    def check_data(self, x: Tensor) -> None:
+        """Checks `x` as every model does, and that it has `rows` rows."""
+        super().check_data(x)
+        _check_rows(self, x, self.rows)
+
+
 class RegressionModel(Model):
     """One latent h for all the data, and a row of covariates for each datum.
 
@@ -124,14 +184,13 @@ class RegressionModel(Model):
     covariates: Tensor
 
     @abstractmethod
-    def likelihood(self, h: Tensor, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+    def likelihood(self, h: Any, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         """Draws x ~ p(x | h, covariates[index]) at the site ``"x"``, or scores the rows `x`."""
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """The joint. Arguments as in `Model.forward`; `size` is the number of rows of the covariates."""
         rows = len(self.covariates)
-        if size not in (None, rows):
-            raise ValueError(f"{type(self).__name__}: size is {size}, but the covariates have {rows} rows.")
+        _check_size(self, size, rows)
         h = self.prior()
         with data_plate(x, index, rows):
             return self.likelihood(h, x, index)
@@ -139,11 +198,7 @@ class RegressionModel(Model):
     def check_data(self, x: Tensor) -> None:
         """Checks `x` as every model does, and that it has a row for each row of the covariates."""
         super().check_data(x)
-        if len(x) != len(self.covariates):
-            raise ValueError(
-                f"{type(self).__name__}: x has {len(x)} rows, but the covariates have {len(self.covariates)}; "
-                "give one x for each row of the covariates."
-            )
+        _check_rows(self, x, len(self.covariates))
 
 
 @runtime_checkable
@@ -157,7 +212,10 @@ class Tractable(Protocol):
         """log p(x), in nats: shape (N,) for a local model, () for a global one."""
 
     def expected_log_likelihood(self, q: Any, x: Tensor) -> Tensor:
-        """E_q[log p(x | h)] in closed form for a Gaussian q: shape (N,) for a local model, () for a global one."""
+        """E_q[log p(x | h)] in closed form: shape (N,) for a local model, () for a global one.
+
+        q is Gaussian; where the prior is conjugate and not Gaussian, q is of the prior's family.
+        """
 
 
 def data_plate(x: Tensor | None, index: Tensor | None, size: int | None) -> pyro.plate:
@@ -170,3 +228,16 @@ def data_plate(x: Tensor | None, index: Tensor | None, size: int | None) -> pyro
     if x is not None and rows is not None and len(x) != rows:
         raise ValueError(f"x has {len(x)} rows where {rows} are expected: pass x[index] with index=index and size=N.")
     return pyro.plate("data", len(x) if size is None and x is not None else size, subsample=index, dim=-1)
+
+
+def _check_size(model: Model, size: int | None, rows: int) -> None:
+    if size not in (None, rows):
+        raise ValueError(f"{type(model).__name__}: size is {size}, but the covariates have {rows} rows.")
+
+
+def _check_rows(model: Model, x: Tensor, rows: int) -> None:
+    if len(x) != rows:
+        raise ValueError(
+            f"{type(model).__name__}: x has {len(x)} rows, but the covariates have {rows}; "
+            "give one x for each row of the covariates."
+        )

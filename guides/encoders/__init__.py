@@ -2,5 +2,6 @@
 
 from .linear import Linear
 from .mlp import MLP
+from .per_step import PerStep
 
-__all__ = ["MLP", "Linear"]
+__all__ = ["MLP", "Linear", "PerStep"]

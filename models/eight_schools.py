@@ -1,0 +1,140 @@
+"""Eight schools: the smallest hierarchical model, and the one in which mean field fails in public."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import pi
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .arguments import positive
+from .base import HierarchicalModel
+from .datasets import Dataset
+
+__all__ = ["EightSchools", "Moments"]
+
+EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
+ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
+
+
+class Moments(NamedTuple):
+    """Posterior mean and standard deviation of each quantity."""
+
+    mean: dict[str, Tensor]
+    sd: dict[str, Tensor]
+
+
+class EightSchools(HierarchicalModel):
+    r"""The effects theta_j of coaching in J schools, from the effect x_j measured in each, with known error.
+
+        mu        ~ Normal(0, 5)
+        tau       ~ HalfCauchy(5)
+        theta_j   ~ Normal(mu, tau)                                                    centered=True
+        theta_trans_j ~ Normal(0, 1),  theta_j = mu + tau theta_trans_j                centered=False
+        x_j       ~ Normal(theta_j, noise_scale_j)                                     j = 1 … J
+
+    These are posteriordb's priors; the literature has two other models of this name. With the data of 1981,
+    log p(x) = −31.311347. The schools are the data plate, so theta (or theta_trans) is local, mu and tau are shared.
+    Everything but tau integrates in closed form, so evidence and moments are exact by quadrature over tau.
+
+    Args:
+        noise_scale: standard deviation of each measurement, shape (J,); the eight of 1981 by default.
+        centered: which parametrisation of the same posterior.
+
+    References: Rubin, "Estimation in parallel randomized experiments" (1981); Gelman et al., "Bayesian Data Analysis" (2013),
+    section 5.5; Betancourt & Girolami, "Hamiltonian Monte Carlo for hierarchical models" (2015).
+    """
+
+    noise_scale: Tensor
+    mu_scale: Tensor
+    tau_scale: Tensor
+
+    def __init__(self, noise_scale: Tensor | None = None, *, centered: bool = True) -> None:
+        super().__init__()
+        noise_scale = torch.tensor(ERRORS) if noise_scale is None else noise_scale
+        self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (len(noise_scale),)))
+        self.register_buffer("mu_scale", torch.tensor(5.0, dtype=noise_scale.dtype))
+        self.register_buffer("tau_scale", torch.tensor(5.0, dtype=noise_scale.dtype))
+        self.centered = centered
+
+    @classmethod
+    def demo(cls, *, seed: int = 0, centered: bool = False) -> tuple[Self, Tensor]:
+        """The data of 1981. `seed` changes nothing."""
+        return cls(centered=centered), torch.tensor(EFFECTS)
+
+    @classmethod
+    def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
+        """Each column as a school: its mean over the rows, and the standard error of that mean, scaled to the priors."""
+        spread = data.x.std(0)
+        columns = ((data.x - data.x.mean()) / data.x.std())[:, spread > 0]
+        return cls(10 * columns.std(0), centered=False), 10 * columns.mean(0)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def rows(self) -> int:
+        return len(self.noise_scale)
+
+    def prior(self) -> dict[str, Tensor]:
+        mu = pyro.sample("mu", dist.Normal(0.0, self.mu_scale))
+        return {"mu": mu, "tau": pyro.sample("tau", dist.HalfCauchy(self.tau_scale))}
+
+    def local_prior(self, h: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.centered:
+            return {**h, "theta": pyro.sample("theta", dist.Normal(h["mu"], h["tau"]))}
+        zero = torch.zeros_like(h["mu"])
+        return {**h, "theta_trans": pyro.sample("theta_trans", dist.Normal(zero, 1.0))}
+
+    def likelihood(self, h: dict[str, Tensor], x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        theta = h["theta"] if self.centered else h["mu"] + h["tau"] * h["theta_trans"]
+        noise_scale = self.noise_scale if index is None else self.noise_scale[index]
+        return pyro.sample("x", dist.Normal(theta, noise_scale), obs=x)
+
+    def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """theta, shape (K, J), mu and tau, whichever the parametrisation."""
+        mu, tau = h["mu"], h["tau"]
+        theta = h["theta"] if self.centered else mu.unsqueeze(-1) + tau.unsqueeze(-1) * h["theta_trans"]
+        return {"theta": theta, "mu": mu, "tau": tau}
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), shape (), by Gauss–Legendre quadrature."""
+        self.check_data(x)
+        _, log_weight = self._quadrature(x)
+        return log_weight.logsumexp(0).to(x.dtype)
+
+    def moments(self, x: Tensor) -> Moments:
+        """Exact posterior mean and standard deviation of theta, mu and tau, by Gauss–Legendre quadrature."""
+        self.check_data(x)
+        tau, log_weight = self._quadrature(x)
+        weight = log_weight.softmax(0)
+        mu, mu_variance = self._mu_given(tau, x)
+        noise = self.noise_scale.double() ** 2
+        shrink = noise / (noise + tau.unsqueeze(-1) ** 2)
+        theta = shrink * mu.unsqueeze(-1) + (1 - shrink) * x.double()
+        theta_variance = shrink**2 * mu_variance.unsqueeze(-1) + shrink * tau.unsqueeze(-1) ** 2
+        first = {"theta": theta, "mu": mu, "tau": tau}
+        second = {"theta": theta_variance + theta**2, "mu": mu_variance + mu**2, "tau": tau**2}
+        mean = {name: torch.tensordot(weight, value, 1) for name, value in first.items()}
+        sd = {name: (torch.tensordot(weight, value, 1) - mean[name] ** 2).sqrt() for name, value in second.items()}
+        return Moments(*({name: v.to(x.dtype) for name, v in part.items()} for part in (mean, sd)))
+
+    def _quadrature(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes in tau and the log weights whose sum is p(x): tau = tau_scale tan(π u / 2) makes the prior uniform in u."""
+        u, weight = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(400))
+        tau = self.tau_scale.double() * torch.tan(pi * (u + 1) / 4)
+        covariance = self.mu_scale.double() ** 2 + torch.diag_embed(self.noise_scale.double() ** 2 + tau.unsqueeze(-1) ** 2)
+        likelihood = dist.MultivariateNormal(torch.zeros(self.rows).double(), covariance).log_prob(x.double())
+        return tau, likelihood + (weight / 2).log()
+
+    def _mu_given(self, tau: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of mu, given tau."""
+        precision = 1 / (self.noise_scale.double() ** 2 + tau.unsqueeze(-1) ** 2)
+        variance = 1 / (self.mu_scale.double() ** -2 + precision.sum(-1))
+        return variance * (precision * x.double()).sum(-1), variance

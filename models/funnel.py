@@ -1,0 +1,71 @@
+"""Neal's funnel: the shape of every centred hierarchical posterior with little data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import Transform
+
+from .arguments import positive
+from .target import Target
+
+__all__ = ["Funnel"]
+
+
+class Funnel(Target):
+    r"""h in R^d, whose first coordinate is the log variance of the others.
+
+        h_1 ~ Normal(0, scale)
+        h_j ~ Normal(0, exp(h_1 / 2))         j = 2 … d
+
+    A Gaussian q cannot be wide where the funnel is wide and narrow where it is narrow. `centered=False` is the same posterior
+    through h̃ ~ Normal(0, I), which every Gaussian family reaches: what reparameterising buys.
+
+    Args:
+        dim: d, at least 2.
+        scale: standard deviation of h_1.
+        centered: whether the latent is h itself, or h̃.
+
+    Reference: Neal, "Slice sampling" (2003), section 8.
+    """
+
+    scale: Tensor
+
+    def __init__(self, dim: int = 10, *, scale: Tensor | float = 3.0, centered: bool = True) -> None:
+        super().__init__()
+        if dim < 2:
+            raise ValueError(f"Funnel: dim must be at least 2, but is {dim}.")
+        self.dim = dim
+        self.centered = centered
+        self.register_buffer("scale", positive("scale", scale, ()))
+
+    def target(self) -> dist.TransformedDistribution:
+        base = dist.Normal(self.scale.new_zeros(self.dim), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [_Funnel(self.scale)]) if self.centered else base
+
+    def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The funnel's h, shape (K, d), whichever the parametrisation."""
+        return {"h": h["h"] if self.centered else _Funnel(self.scale)(h["h"])}
+
+
+class _Funnel(Transform):
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _call(self, x: Tensor) -> Tensor:
+        log_variance = self.scale * x[..., :1]
+        return torch.cat([log_variance, torch.exp(log_variance / 2) * x[..., 1:]], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.cat([y[..., :1] / self.scale, torch.exp(-y[..., :1] / 2) * y[..., 1:]], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.scale.log() + (x.shape[-1] - 1) * y[..., 0] / 2

@@ -1,0 +1,103 @@
+"""A mixture of Gaussians: a discrete latent for each datum, exact by enumeration."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import Categorical, Distribution
+
+from .arguments import positive, real
+from .base import LocalModel
+from .datasets import Dataset
+
+__all__ = ["GaussianMixture"]
+
+
+class GaussianMixture(LocalModel):
+    r"""Which of k components h_i in {0 … k − 1} each x_i in R^d comes from.
+
+        h_i ~ Categorical(weights)
+        x_i ~ Normal(loc[h_i], scale[h_i])         in each of the d coordinates, i = 1 … N
+
+    The posterior sums over k assignments, so it is exact. h is discrete: continuous families do not apply to it;
+    `guides.Posterior` does, and so does Pyro's enumeration (`TraceEnum_ELBO`), under which parameters are learned.
+
+    Args:
+        loc: means of the components, shape (k, d).
+        scale: their standard deviations, a number or shape (k, d).
+        weights: their probabilities, shape (k,); equal by default. A `torch.nn.Parameter` given as loc or scale is learned.
+
+    Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 9.2.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    weights: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor | float = 1.0, weights: Tensor | None = None) -> None:
+        super().__init__()
+        if not isinstance(loc, Tensor) or loc.dim() != 2 or loc.numel() == 0:
+            raise ValueError("loc must be a tensor of shape (k, d) with k > 0 and d > 0.")
+        loc = real("loc", loc, tuple(loc.shape))
+        scale = positive("scale", scale, tuple(loc.shape), like=loc)
+        weights = loc.detach().new_ones(len(loc)) if weights is None else weights
+        weights = positive("weights", weights, (len(loc),), like=loc)
+        if isinstance(loc, torch.nn.Parameter):
+            self.loc = loc
+        else:
+            self.register_buffer("loc", loc)
+        if isinstance(scale, torch.nn.Parameter):
+            self.scale = PyroParam(scale.detach().clone(), constraint=constraints.positive)
+        else:
+            self.register_buffer("scale", scale)
+        self.register_buffer("weights", weights / weights.sum())
+
+    @classmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        model = cls(torch.tensor([[-1.5, 0.0], [1.5, 0.5], [0.0, 2.0]]), 0.8, torch.tensor([0.5, 0.3, 0.2]))
+        return model, model.simulate(60, seed=seed)[1]
+
+    @classmethod
+    def from_dataset(cls, data: Dataset, *, components: int = 10) -> tuple[Self, Tensor]:
+        """Components by scikit-learn's maximum likelihood."""
+        from sklearn.mixture import GaussianMixture as MaximumLikelihood
+
+        spread = float(data.x.var())
+        best = MaximumLikelihood(components, covariance_type="diag", reg_covar=1e-2 * spread, random_state=0)
+        best = best.fit(data.x.double().numpy())
+        found = (torch.from_numpy(v).to(data.x.dtype) for v in (best.means_, best.covariances_**0.5, best.weights_))
+        return cls(*found), data.x
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return tuple(self.loc.shape[1:])
+
+    def prior(self) -> Tensor:
+        return pyro.sample("h", dist.Categorical(self.weights), infer={"enumerate": "parallel"})
+
+    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        return pyro.sample("x", dist.Normal(self.loc[h], self.scale[h]).to_event(1), obs=x)
+
+    def posterior(self, x: Tensor) -> dist.Categorical:
+        """p(h | x): the responsibilities, batch shape (N,)."""
+        return dist.Categorical(logits=self.weights.log() + self._log_likelihoods(x))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        return (self.weights.log() + self._log_likelihoods(x)).logsumexp(-1)
+
+    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
+        """E_q[log p(x | h)] for q = Categorical, shape (N,)."""
+        if not isinstance(q, Categorical):
+            raise TypeError(f"GaussianMixture: q must be a Categorical for a closed form, but is {q}.")
+        return (q.probs * self._log_likelihoods(x)).sum(-1)
+
+    def _log_likelihoods(self, x: Tensor) -> Tensor:
+        """log p(x_i | h_i = j), shape (N, k)."""
+        self.check_data(x)
+        return dist.Normal(self.loc, self.scale).to_event(1).log_prob(x.unsqueeze(-2))

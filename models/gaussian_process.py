@@ -1,0 +1,145 @@
+"""Gaussian process regression: as many correlated latents as data, with an exact evidence to hold a sparse bound against."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .arguments import positive, real
+from .base import RegressionModel
+from .datasets import Dataset
+from .gaussian import expected_log_normal, moments
+
+__all__ = ["GaussianProcess"]
+
+
+class GaussianProcess(RegressionModel):
+    r"""The values h in R^N of a smooth function at N places.
+
+        K_ij = scale² exp(−|covariates_i − covariates_j|² / (2 lengthscale²)) + jitter 1[covariates_i = covariates_j]
+        h   ~ Normal(0, K)
+        x_i ~ Normal(h_i, noise_scale)              i = 1 … N
+
+    The posterior is Gaussian and dense. Where N is too large for it, a sparse bound through M inducing places costs O(N M²);
+    here it can be held against the exact evidence (`sparse_elbo`).
+
+    Args:
+        covariates: the places, shape (N, p).
+        lengthscale, scale, noise_scale: positive numbers; the latter two are standard deviations.
+        jitter: a variance that keeps K positive definite in floating point, in units of scale².
+
+    References: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), chapter 2; Titsias, "Variational
+    learning of inducing variables in sparse Gaussian processes" (2009).
+    """
+
+    lengthscale: Tensor
+    scale: Tensor
+    noise_scale: Tensor
+
+    def __init__(
+        self,
+        covariates: Tensor,
+        *,
+        lengthscale: Tensor | float = 1.0,
+        scale: Tensor | float = 1.0,
+        noise_scale: Tensor | float = 1.0,
+        jitter: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if not isinstance(covariates, Tensor) or covariates.dim() != 2 or covariates.numel() == 0:
+            raise ValueError("covariates must be a tensor of shape (N, p) with N > 0 and p > 0.")
+        self.register_buffer("covariates", real("covariates", covariates, tuple(covariates.shape)))
+        self.register_buffer("lengthscale", positive("lengthscale", lengthscale, (), like=covariates))
+        self.register_buffer("scale", positive("scale", scale, (), like=covariates))
+        self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (), like=covariates))
+        if not jitter > 0:
+            raise ValueError(f"GaussianProcess: jitter must be positive, but is {jitter}.")
+        self.jitter = jitter
+
+    @classmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        model = cls(torch.linspace(0.0, 4.0, 12).unsqueeze(-1), lengthscale=0.8, noise_scale=0.3)
+        return model, model.simulate(12, seed=seed)[1]
+
+    @classmethod
+    def from_dataset(cls, data: Dataset, *, rows: int = 100) -> tuple[Self, Tensor]:
+        """The first `rows` rows, covariates and targets standardised."""
+        if data.y is None:
+            raise ValueError(f"GaussianProcess needs targets, but the data set {data.name!r} has none.")
+        spread = data.x.std(0)
+        covariates = ((data.x - data.x.mean(0)) / spread)[:rows, spread > 0]
+        x = ((data.y - data.y.double().mean()) / data.y.double().std()).to(covariates.dtype)[:rows]
+        return cls(covariates, lengthscale=2 * covariates.shape[1] ** 0.5, noise_scale=0.7), x
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return ()
+
+    def prior(self) -> Tensor:
+        scale_tril = torch.linalg.cholesky(self.covariance(self.covariates, self.covariates))
+        return pyro.sample("h", dist.MultivariateNormal(torch.zeros_like(scale_tril[0]), scale_tril=scale_tril))
+
+    def likelihood(self, h: Tensor, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        # h is one function for all data, so its last dimension takes the data plate's place.
+        mean = (h if index is None else h[..., index]).squeeze(-2) if h.dim() > 1 else h if index is None else h[index]
+        return pyro.sample("x", dist.Normal(mean, self.noise_scale), obs=x)
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        """N(C x / noise_scale², C) with C = (K⁻¹ + I / noise_scale²)⁻¹ = L (I + LᵀL / noise_scale²)⁻¹ Lᵀ, where K = L Lᵀ."""
+        self.check_data(x)
+        lower = torch.linalg.cholesky(self.covariance(self.covariates, self.covariates))
+        inner = torch.eye(len(x), dtype=x.dtype) + lower.mT @ lower / self.noise_scale**2
+        scale_tril = lower @ torch.linalg.cholesky(torch.linalg.inv(inner))
+        return dist.MultivariateNormal(scale_tril @ (scale_tril.mT @ x) / self.noise_scale**2, scale_tril=scale_tril)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log N(x; 0, K + noise_scale² I)."""
+        self.check_data(x)
+        covariance = self.covariance(self.covariates, self.covariates) + self._noise(len(x))
+        return dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(x)
+
+    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
+        self.check_data(x)
+        mean, covariance = moments(q)
+        return expected_log_normal(x, mean, covariance.diagonal(dim1=-2, dim2=-1), self.noise_scale).sum(-1)
+
+    def covariance(self, a: Tensor, b: Tensor) -> Tensor:
+        """K between the places `a`, shape (n, p), and `b`, shape (m, p): shape (n, m)."""
+        squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
+        kernel = torch.exp(-0.5 * squared / self.lengthscale**2) + self.jitter * (squared == 0)
+        return self.scale**2 * kernel
+
+    def sparse_elbo(self, inducing: Tensor, x: Tensor) -> Tensor:
+        r"""The highest ELBO through the function's values at the places `inducing`, shape (M, p), in closed form.
+
+        log N(x; 0, Q + noise_scale² I) − tr(K − Q) / (2 noise_scale²) with Q = K_nm K_mm⁻¹ K_mn (Titsias 2009, equation 9).
+        It is log p(x) if `inducing` holds all the covariates, and lower otherwise.
+        """
+        projected = self._projected(inducing, x)
+        explained = projected.mT @ projected
+        evidence = dist.MultivariateNormal(torch.zeros_like(x), explained + self._noise(len(x))).log_prob(x)
+        missed = len(x) * self.scale**2 * (1 + self.jitter) - explained.diagonal().sum()
+        return evidence - 0.5 * missed / self.noise_scale**2
+
+    def sparse_posterior(self, inducing: Tensor, x: Tensor) -> dist.MultivariateNormal:
+        """The q(h) that `sparse_elbo` is the ELBO of, if the places `inducing` are among the covariates."""
+        projected = self._projected(inducing, x)
+        inner = torch.eye(len(inducing), dtype=x.dtype) + projected @ projected.mT / self.noise_scale**2
+        mean = projected.mT @ torch.linalg.solve(inner, projected @ x) / self.noise_scale**2
+        covariance = self.covariance(self.covariates, self.covariates) - projected.mT @ projected
+        covariance = covariance + projected.mT @ torch.linalg.solve(inner, projected)
+        return dist.MultivariateNormal(mean, (covariance + covariance.mT) / 2)
+
+    def _projected(self, inducing: Tensor, x: Tensor) -> Tensor:
+        """L⁻¹ K_mn with K_mm = L Lᵀ, shape (M, N)."""
+        self.check_data(x)
+        lower = torch.linalg.cholesky(self.covariance(inducing, inducing))
+        return torch.linalg.solve_triangular(lower, self.covariance(inducing, self.covariates), upper=False)
+
+    def _noise(self, rows: int) -> Tensor:
+        return self.noise_scale**2 * torch.eye(rows, dtype=self.covariates.dtype)

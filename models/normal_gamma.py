@@ -1,0 +1,204 @@
+"""A Gaussian of unknown mean and precision: conjugate, and the textbook case of mean-field coordinate ascent."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, register_kl
+from torch.distributions.constraints import cat, independent
+
+from .arguments import positive, real
+from .base import Model
+from .datasets import Dataset
+
+__all__ = ["IndependentNormalGamma", "NormalGamma", "NormalGammaDistribution"]
+
+
+class NormalGamma(Model):
+    r"""Mean h_0 and precision h_1 (one over the variance) of N real numbers.
+
+        h_1 ~ Gamma(shape, rate)
+        h_0 ~ Normal(loc, 1 / √(count h_1))         count: how many data the prior's mean is worth
+        x_i ~ Normal(h_0, 1 / √h_1)                 i = 1 … N
+
+    Prior and posterior are `NormalGammaDistribution`, in which h_0 depends on h_1. The best q that makes them independent is
+    known too (`mean_field`).
+
+    Args:
+        loc: a number.
+        count, shape, rate: positive numbers.
+
+    References: Murphy, "Conjugate Bayesian analysis of the Gaussian distribution" (2007), section 3; Bishop, "Pattern
+    Recognition and Machine Learning" (2006), section 10.1.3.
+    """
+
+    loc: Tensor
+    count: Tensor
+    shape: Tensor
+    rate: Tensor
+
+    def __init__(
+        self,
+        *,
+        loc: Tensor | float = 0.0,
+        count: Tensor | float = 1.0,
+        shape: Tensor | float = 1.0,
+        rate: Tensor | float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("loc", real("loc", loc, ()))
+        self.register_buffer("count", positive("count", count, ()))
+        self.register_buffer("shape", positive("shape", shape, ()))
+        self.register_buffer("rate", positive("rate", rate, ()))
+
+    @classmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        model = cls(count=0.5, shape=2.0, rate=1.0)
+        return model, model.simulate(10, seed=seed)[1]
+
+    @classmethod
+    def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
+        """x is the targets where there are any, else the mean of each row; the prior is worth one datum."""
+        x = (data.x.mean(-1) if data.y is None else data.y).to(data.x.dtype)
+        return cls(loc=x.mean(), rate=x.var()), x
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return ()
+
+    def prior(self) -> Tensor:
+        return pyro.sample("h", NormalGammaDistribution(self.loc, self.count, self.shape, self.rate))
+
+    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        return pyro.sample("x", dist.Normal(h[..., 0], h[..., 1] ** -0.5), obs=x)
+
+    def posterior(self, x: Tensor) -> NormalGammaDistribution:
+        self.check_data(x)
+        count = self.count + len(x)
+        loc = (self.count * self.loc + x.sum()) / count
+        return NormalGammaDistribution(loc, count, self.shape + len(x) / 2, self.rate + self._squares(x, loc) / 2)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), as log p(x | m) + log p(m) − log p(m | x) at the posterior mean m."""
+        posterior = self.posterior(x)
+        h = posterior.mean
+        log_prior = NormalGammaDistribution(self.loc, self.count, self.shape, self.rate).log_prob(h)
+        return dist.Normal(h[0], h[1] ** -0.5).log_prob(x).sum() + log_prior - posterior.log_prob(h)
+
+    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
+        """E_q[log p(x | h)] for q a `NormalGammaDistribution` or an `IndependentNormalGamma`."""
+        self.check_data(x)
+        if not isinstance(q, _MeanAndPrecision):
+            raise TypeError(f"NormalGamma: q must be over a mean and a precision for a closed form, but is {q}.")
+        squares = ((x - q.loc) ** 2).sum() * q.shape / q.rate + len(x) * q.scaled_variance
+        log_precision = torch.digamma(q.shape) - q.rate.log()
+        return 0.5 * (len(x) * (log_precision - torch.tensor(2 * torch.pi).log()) - squares)
+
+    def mean_field(self, x: Tensor) -> IndependentNormalGamma:
+        r"""The q = q(h_0) q(h_1) with the highest ELBO: the fixed point of coordinate ascent, in closed form.
+
+        Coordinate ascent sets q(h_1) = Gamma(a, b) with a = shape + (N + 1)/2 and b = rate + S/2 + b/(2a), where S is the sum
+        of squares about the posterior mean, the prior's included; solved for b, b = (rate + S/2) / (1 − 1/(2a)). Then
+        q(h_0) = Normal(posterior mean, 1/√((count + N) a/b)).
+        """
+        posterior = self.posterior(x)
+        shape = self.shape + (len(x) + 1) / 2
+        rate = posterior.rate / (1 - 0.5 / shape)
+        return IndependentNormalGamma(posterior.loc, (posterior.count * shape / rate) ** -0.5, shape, rate)
+
+    def _squares(self, x: Tensor, loc: Tensor) -> Tensor:
+        return ((x - loc) ** 2).sum() + self.count * (loc - self.loc) ** 2
+
+
+class _MeanAndPrecision(TorchDistribution):
+    """Over (mean, precision) in R × (0, ∞): h_1 ~ Gamma(shape, rate), and a Normal h_0 about loc, given by a subclass."""
+
+    support: ClassVar[constraints.Constraint] = independent(cat([constraints.real, constraints.positive], -1), 1)
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+    loc: Tensor
+    shape: Tensor
+    rate: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.stack(torch.broadcast_tensors(self.loc, self.shape / self.rate), -1)
+
+    @property
+    def scaled_variance(self) -> Tensor:
+        """E[h_1 (h_0 − loc)²]."""
+        raise NotImplementedError
+
+    def _scale(self, precision: Tensor) -> Tensor:
+        """The standard deviation of h_0, given h_1."""
+        raise NotImplementedError
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        shape = torch.Size(sample_shape) + self.batch_shape
+        precision = dist.Gamma(self.shape, self.rate).expand(self.batch_shape).rsample(torch.Size(sample_shape))
+        mean = self.loc + self._scale(precision) * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return torch.stack([mean.expand(shape), precision], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        mean, precision = value.unbind(-1)
+        log_precision: Tensor = dist.Gamma(self.shape, self.rate).log_prob(precision)
+        return log_precision + dist.Normal(self.loc, self._scale(precision)).log_prob(mean)
+
+
+class NormalGammaDistribution(_MeanAndPrecision):
+    """h_1 ~ Gamma(shape, rate), h_0 | h_1 ~ Normal(loc, 1/√(count h_1)); all four of one batch shape."""
+
+    def __init__(self, loc: Tensor, count: Tensor, shape: Tensor, rate: Tensor) -> None:
+        self.loc, self.count, self.shape, self.rate = torch.broadcast_tensors(loc, count, shape, rate)
+        super().__init__(self.loc.shape, torch.Size([2]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalGammaDistribution:
+        return NormalGammaDistribution(*(t.expand(batch_shape) for t in (self.loc, self.count, self.shape, self.rate)))
+
+    @property
+    def scaled_variance(self) -> Tensor:
+        return 1 / self.count
+
+    def _scale(self, precision: Tensor) -> Tensor:
+        return (self.count * precision) ** -0.5
+
+
+class IndependentNormalGamma(_MeanAndPrecision):
+    """h_1 ~ Gamma(shape, rate) and h_0 ~ Normal(loc, scale), independent; all four of one batch shape."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, shape: Tensor, rate: Tensor) -> None:
+        self.loc, self.scale, self.shape, self.rate = torch.broadcast_tensors(loc, scale, shape, rate)
+        super().__init__(self.loc.shape, torch.Size([2]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> IndependentNormalGamma:
+        return IndependentNormalGamma(*(t.expand(batch_shape) for t in (self.loc, self.scale, self.shape, self.rate)))
+
+    @property
+    def scaled_variance(self) -> Tensor:
+        return self.scale**2 * self.shape / self.rate
+
+    def _scale(self, precision: Tensor) -> Tensor:
+        return self.scale
+
+
+@register_kl(NormalGammaDistribution, NormalGammaDistribution)  # type: ignore[untyped-decorator]
+def _kl_same(q: NormalGammaDistribution, p: NormalGammaDistribution) -> Tensor:
+    ratio = p.count / q.count
+    return _kl_gamma(q, p) + 0.5 * (ratio - 1 - ratio.log() + p.count * (q.loc - p.loc) ** 2 * q.shape / q.rate)
+
+
+@register_kl(IndependentNormalGamma, NormalGammaDistribution)  # type: ignore[untyped-decorator]
+def _kl_independent(q: IndependentNormalGamma, p: NormalGammaDistribution) -> Tensor:
+    log_precision = torch.digamma(q.shape) - q.rate.log()
+    squares = p.count * q.shape / q.rate * (q.scale**2 + (q.loc - p.loc) ** 2)
+    return _kl_gamma(q, p) + 0.5 * (squares - 1 - 2 * q.scale.log() - p.count.log() - log_precision)
+
+
+def _kl_gamma(q: _MeanAndPrecision, p: _MeanAndPrecision) -> Tensor:
+    return torch.distributions.kl_divergence(dist.Gamma(q.shape, q.rate), dist.Gamma(p.shape, p.rate))

@@ -1,0 +1,47 @@
+"""Modes around a circle: what a unimodal q must miss."""
+
+from __future__ import annotations
+
+from math import pi
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .arguments import positive
+from .target import Target
+
+__all__ = ["Ring"]
+
+
+class Ring(Target):
+    r"""h in R²: equal Gaussians around a circle.
+
+        j ~ Uniform{0 … modes − 1}
+        h ~ Normal(radius (cos(2π j / modes), sin(2π j / modes)), scale)
+
+    Maximising the ELBO, a unimodal q settles in one mode, is log(modes) nats short, and does not notice.
+
+    Args:
+        modes: their number, at least 1.
+        radius: of the circle.
+        scale: standard deviation of each mode.
+
+    Reference: Blei, Kucukelbir & McAuliffe, "Variational inference: a review for statisticians" (2017), section 2.
+    """
+
+    radius: Tensor
+    scale: Tensor
+
+    def __init__(self, modes: int = 6, *, radius: Tensor | float = 4.0, scale: Tensor | float = 0.5) -> None:
+        super().__init__()
+        if modes < 1:
+            raise ValueError(f"Ring: modes must be at least 1, but is {modes}.")
+        self.modes = modes
+        self.register_buffer("radius", positive("radius", radius, ()))
+        self.register_buffer("scale", positive("scale", scale, ()))
+
+    def target(self) -> dist.MixtureSameFamily:
+        angle = 2 * pi * torch.arange(self.modes, device=self.radius.device).to(self.radius.dtype) / self.modes
+        loc = self.radius * torch.stack([angle.cos(), angle.sin()], -1)
+        return dist.MixtureSameFamily(dist.Categorical(torch.ones_like(angle)), dist.Normal(loc, self.scale).to_event(1))

@@ -1,0 +1,201 @@
+"""Targets without data, and the models whose evidence is known by quadrature or algebra."""
+
+import pytest
+import torch
+
+import models
+from guides import FullRank, Global, MeanField, Posterior
+from inference import analytic_elbo, elbo, evidence_minus_kl, fit
+from models import Banana, EightSchools, Funnel, GaussianProcess, LogisticRegression, Radon, Ring, RosenbrockLike, StateSpace
+from models.datasets import diabetes, digits
+from models.target import Target
+
+NEW = [
+    n
+    for n in models.__all__
+    if n not in ("Model", "LocalModel", "RegressionModel", "HierarchicalModel", "Tractable", "Target")
+]
+TARGETS = [getattr(models, n) for n in models.__all__ if issubclass(getattr(models, n), Target) and n != "Target"]
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("cls", TARGETS)
+def test_draws_match_the_density(cls):
+    """Stein's identity: the mean over exact draws of (h · score + d) is zero; it is not for another target."""
+    model = cls()
+
+    def z(other):
+        h = model.target().sample((20000,)).requires_grad_()
+        score = torch.autograd.grad(other.target().log_prob(h).sum(), h)[0]
+        bounded = (h.detach() * score).clamp(-1e6, 1e6).sum(-1) + h.shape[-1]
+        return float((bounded.mean() / bounded.std()).abs() * 20000**0.5)
+
+    assert z(model) < 5
+    wrong = cls()
+    for buffer in wrong.buffers():
+        if buffer.is_floating_point() and buffer != 0:
+            buffer.mul_(1.2)
+    assert z(wrong) > 5
+
+
+@pytest.mark.parametrize("make", [lambda: Funnel(2, scale=1.0), Banana, lambda: RosenbrockLike(2), Ring])
+def test_targets_are_normalised(make):
+    """The sum over a grid that follows the ridge, along which the densities are smooth, so that the sum is exact."""
+    model = make()
+    t = torch.linspace(-8, 8, 801)
+    a, b = (v.clone() for v in torch.meshgrid(t, t, indexing="ij"))
+    width = torch.ones_like(a)
+    if isinstance(model, Banana):
+        a, width = 2 * a, 2 * width
+        b = b + model.bend * (a**2 - model.scale**2)
+    elif isinstance(model, RosenbrockLike):
+        a, width = a + 1, 0.2 * width
+        b = model.curvature * a**2 + 0.2 * b
+    elif isinstance(model, Funnel):
+        width = (a / 2).exp()
+        b = b * width
+    total = (model.target().log_prob(torch.stack([a, b], -1)).exp() * width).sum() * (t[1] - t[0]) ** 2
+    assert float(total) == pytest.approx(1.0, abs=1e-8)
+
+
+@pytest.mark.parametrize("cls", TARGETS)
+def test_the_target_is_its_own_posterior(cls):
+    model, x = cls.demo()
+    estimate = elbo(model, Posterior(model), x, particles=20)
+    assert estimate.value == pytest.approx(float(model.log_evidence(x)), abs=1e-9)
+
+
+def test_a_gaussian_reaches_the_non_centred_funnel_and_not_the_centred_one():
+    gaps = {}
+    for centered in (False, True):
+        model = Funnel(4, centered=centered)
+        x = torch.zeros(1)
+        done = fit(model, Global(model, MeanField()), x, steps=600, lr=0.05)
+        estimate = elbo(model, done.guide, x, particles=500)
+        gaps[centered] = float(model.log_evidence(x)) - estimate.value, estimate.se
+    assert abs(gaps[False][0]) < 0.01 + 5 * gaps[False][1]
+    assert gaps[True][0] > 0.5 + 5 * gaps[True][1]
+
+
+def test_gaussian_process_identities_and_the_sparse_bound():
+    model, x = GaussianProcess.demo(seed=1)
+    family = FullRank().over(12)
+    q = family(0.3 * torch.randn(family.size))
+    torch.testing.assert_close(analytic_elbo(model, q, x), evidence_minus_kl(model, q, x), atol=1e-8, rtol=1e-10)
+    exact = model.log_evidence(x)
+    places = model.covariates
+    torch.testing.assert_close(model.sparse_elbo(places, x), exact, atol=1e-7, rtol=0)
+    previous = model.sparse_elbo(places[:1], x)
+    for m in range(2, 12):
+        value = model.sparse_elbo(places[:m], x)
+        assert previous <= value + 1e-9
+        assert value < exact
+        previous = value
+    # The bound is the ELBO of its own q, by the independent route through the dense model.
+    inducing = places[::3]
+    q = model.sparse_posterior(inducing, x)
+    torch.testing.assert_close(analytic_elbo(model, q, x), model.sparse_elbo(inducing, x), atol=1e-6, rtol=0)
+
+
+def test_gaussian_process_draws_with_particles():
+    model, x = GaussianProcess.demo(seed=2)
+    estimate = elbo(model, Posterior(model), x, particles=7)
+    assert estimate.value == pytest.approx(float(model.log_evidence(x)), abs=1e-8)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_eight_schools_has_the_published_evidence(centered):
+    model, x = EightSchools.demo(centered=centered)
+    model, x = model.double(), x.double()
+    assert float(model.log_evidence(x)) == pytest.approx(-31.31134735229285, abs=1e-8)
+    exact = model.moments(x)
+    assert float(exact.mean["mu"]) == pytest.approx(4.39682071383306, abs=1e-7)
+    assert float(exact.mean["tau"]) == pytest.approx(3.59770548409676, abs=1e-7)
+    assert float(exact.sd["tau"]) == pytest.approx(3.2199584146628673, abs=1e-7)
+    assert float(exact.sd["theta"][0]) == pytest.approx(5.593126195330282, abs=1e-7)
+
+
+def test_both_parametrisations_give_the_same_joint():
+    x = torch.tensor(models.eight_schools.EFFECTS)
+    for cls in (EightSchools, Radon):
+        centred, x = cls.demo(centered=True)
+        other, _ = cls.demo(centered=False)
+        centred, other, x = centred.double(), other.double(), x.double()
+        h, _ = other.simulate(len(x), seed=3)
+        draws = {k: v.unsqueeze(0) for k, v in h.items()}
+        latents = {k: v[0] for k, v in other.quantities(draws).items()}
+        name, scale = ("theta", h["tau"]) if cls is EightSchools else ("alpha", h["sigma_alpha"])
+        a = _log_joint(centred, latents, x)
+        b = _log_joint(other, h, x)
+        # The change of variables costs log scale for each of the local latents.
+        torch.testing.assert_close(a + latents[name].numel() * scale.log(), b, atol=1e-9, rtol=0)
+
+
+def _log_joint(model, latents, x):
+    from pyro import poutine
+
+    return poutine.trace(poutine.condition(model, latents)).get_trace(x).log_prob_sum()
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_every_model_gives_finite_draws_under_particles(name):
+    """Prior and likelihood broadcast over an outer plate: draws made at once agree with the log joint of each."""
+    from guides import Prior
+    from inference.draws import draws
+    from inference.isolation import isolated
+
+    model, x = getattr(models, name).demo(seed=1)
+    with isolated(0):
+        chunk = next(iter(draws(model, Prior(model), (x,), particles=3))).total
+        for k in range(3):
+            latents = {site: value[k] for site, value in chunk.h.items()}
+            expected = _log_joint(model, latents, x)
+            torch.testing.assert_close((chunk.log_likelihood + chunk.log_prior)[k], expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("source", [digits, diabetes])
+def test_every_model_takes_the_standard_data_or_says_why_not(name, source):
+    data = source()
+    try:
+        model, x = getattr(models, name).from_dataset(data)
+    except ValueError as error:
+        if "needs targets" not in str(error):
+            raise
+        return
+    model.check_data(x)
+
+
+def test_a_wrong_model_of_the_same_name_has_another_evidence():
+    """The priors matter: mu ~ N(0, 10) moves the evidence by more than any tolerance here."""
+    model, x = EightSchools.demo()
+    model, x = model.double(), x.double()
+    model.mu_scale.fill_(10.0)
+    assert abs(float(model.log_evidence(x)) + 31.31134735) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Funnel(1), "dim must be at least 2"),
+        (lambda: Ring(0), "modes must be at least 1"),
+        (lambda: StateSpace(0), "steps must be at least 1"),
+        (lambda: Banana(scale=-1.0), "scale must be positive"),
+        (lambda: Radon(torch.randn(4, 2), torch.zeros(3).long()), "county must hold 4 integers"),
+        (lambda: EightSchools().check_data(torch.zeros(7)), "x has 7 rows"),
+        (lambda: LogisticRegression(torch.randn(3, 2)).check_data(torch.tensor([0.0, 0.5, 1.0])), "row 1 of x holds 0.5"),
+        (lambda: GaussianProcess(torch.randn(3)), "covariates must be"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
