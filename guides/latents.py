@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +16,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
@@ -50,7 +51,7 @@ class Latents:
     """
 
     def __init__(self, model: Callable[..., Any], args: Any, kwargs: Any, *, plate: str | None) -> None:
-        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible():
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
         if not sites:
@@ -73,6 +74,33 @@ class Latents:
                 return {name: pyro.sample(name, q)}
             packed = pyro.sample("_latent", q, infer={"is_auxiliary": True})
             return self._unpack(packed)
+
+    def constrain(self, packed: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The sites' values at `packed`, shape (dim,), and log |det ∂ values / ∂ packed|. Without Pyro's effects."""
+        values, density, start = {}, packed.new_zeros(()), 0
+        for site in self.sites:
+            width = self._width(site)
+            unconstrained = packed[start : start + width].reshape((*site.batch_shape, *site.unconstrained_shape))
+            transform = biject_to(site.support)
+            values[site.name] = transform(unconstrained)
+            density = density + transform.log_abs_det_jacobian(unconstrained, values[site.name]).sum()
+            start += width
+        return values, density
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The packed vectors of draws of the sites, each of shape (K, *shape): shape (K, dim).
+
+        Raises:
+            ValueError: if a site is missing, or of another shape.
+        """
+        parts = []
+        for site in self.sites:
+            shape = (*site.batch_shape, *site.event_shape)
+            if site.name not in values or tuple(values[site.name].shape[1:]) != shape:
+                got = f"shape {tuple(values[site.name].shape)}" if site.name in values else "nothing"
+                raise ValueError(f"draws of the latent {site.name!r} must have shape {('K', *shape)}, but there is {got}.")
+            parts.append(biject_to(site.support).inv(values[site.name]).reshape(len(values[site.name]), -1))
+        return torch.cat(parts, -1)
 
     def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
         values = {}
@@ -108,6 +136,15 @@ class Latents:
     def _width(self, site: Latent) -> int:
         shape = site.unconstrained_shape if self.plate is not None else (*site.batch_shape, *site.unconstrained_shape)
         return prod(shape)
+
+
+class _Feasible(Messenger):
+    """Gives sites that cannot be drawn from, as those with an improper prior, some value of their support."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["value"] is None and isinstance(msg["fn"], dist.ImproperUniform):
+            transform = biject_to(msg["fn"].support)
+            msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape())))
 
 
 def _latent(site: dict[str, Any], plate: str | None) -> Latent:

@@ -1,0 +1,66 @@
+"""log p(x, h) of any Pyro model as a function of one unconstrained vector, with its gradient, for many vectors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from guides.latents import Latents
+
+from .checks import arguments
+from .isolation import isolated, unscoped
+
+__all__ = ["LogJoint"]
+
+
+class LogJoint:
+    """u ↦ log p(x, h(u)) + log |det ∂h/∂u|, u the packed unconstrained latents: the log density that samplers see, in nats.
+
+    Args:
+        model: any Pyro program with continuous latents whose supports do not depend on one another.
+        x: the data, or a tuple of the model's arguments.
+        chunk: how many vectors one vectorised call evaluates.
+    """
+
+    def __init__(self, model: Callable[..., Any], x: Tensor | tuple[Any, ...], *, chunk: int = 1000) -> None:
+        self.model = model
+        self.args = arguments(x)
+        self.chunk = chunk
+        with isolated(0):
+            self.latents = Latents(unscoped(model), self.args, {}, plate=None)
+        self.dim = self.latents.dim
+        self._density = torch.func.vmap(self._one)
+        self._score = torch.func.vmap(torch.func.grad(self._one))
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The log density at each u, shape (K, dim): shape (K,). Differentiable."""
+        return self._over(self._density, u)
+
+    def score(self, u: Tensor) -> Tensor:
+        """Its gradient at each u, shape (K, dim): shape (K, dim)."""
+        return self._over(self._score, u.detach())
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents at each u: for each site shape (K, *shape)."""
+        return {name: value.detach() for name, value in torch.func.vmap(lambda v: self.latents.constrain(v)[0])(u).items()}
+
+    def unconstrain(self, h: Mapping[str, Tensor]) -> Tensor:
+        """The u of draws of the latents: shape (K, dim)."""
+        return self.latents.unconstrain(h)
+
+    def _one(self, u: Tensor) -> Tensor:
+        values, density = self.latents.constrain(u)
+        with poutine.block():
+            trace = prune_subsample_sites(poutine.trace(poutine.condition(self.model, values)).get_trace(*self.args))
+        return trace.log_prob_sum() + density
+
+    def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        # Checks of values branch on data, which vmap cannot.
+        with isolated(0), pyro.validation_enabled(False):
+            return torch.cat([function(part) for part in u.split(self.chunk)])
