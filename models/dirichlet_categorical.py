@@ -45,7 +45,7 @@ class DirichletCategorical(Model):
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
         model = cls(4, concentration=2.0)
-        return model, model.simulate(30, seed=seed)[1]
+        return model, model.simulate(32, seed=seed)[1]
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:

@@ -63,8 +63,8 @@ class GaussianProcess(RegressionModel):
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        model = cls(torch.linspace(0.0, 4.0, 12).unsqueeze(-1), lengthscale=0.8, noise_scale=0.3)
-        return model, model.simulate(12, seed=seed)[1]
+        model = cls(torch.linspace(0.0, 4.0, 8).unsqueeze(-1), lengthscale=0.6, noise_scale=0.5, jitter=0.01)
+        return model, model.simulate(8, seed=seed)[1]
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, rows: int = 100) -> tuple[Self, Tensor]:

@@ -43,9 +43,9 @@ class LogisticRegression(RegressionModel):
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        common = torch.randn(50, 1, generator=generator)
-        model = cls(common + 0.5 * torch.randn(50, 3, generator=generator), prior_scale=2.0)
-        return model, model.simulate(50, seed=seed)[1]
+        common = torch.randn(52, 1, generator=generator)
+        model = cls(common + 0.5 * torch.randn(52, 3, generator=generator), prior_scale=2.0)
+        return model, model.simulate(52, seed=seed)[1]
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:

@@ -60,7 +60,7 @@ class NormalGamma(Model):
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
         model = cls(count=0.5, shape=2.0, rate=1.0)
-        return model, model.simulate(10, seed=seed)[1]
+        return model, model.simulate(12, seed=seed)[1]
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:

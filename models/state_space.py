@@ -70,7 +70,7 @@ class StateSpace(LocalModel):
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        model = cls(6)
+        model = cls(3, transition=0.8, drift_scale=0.4, noise_scale=0.6, initial_scale=0.5)
         return model, model.simulate(60, seed=seed)[1]
 
     @classmethod

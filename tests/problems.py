@@ -6,6 +6,9 @@ import inspect
 
 import pytest
 import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.poutine.util import prune_subsample_sites
 
 import guides
 import models
@@ -18,8 +21,32 @@ def concrete(module, base):
     return [e for e in exports if inspect.isclass(e) and issubclass(e, base) and not inspect.isabstract(e)]
 
 
-MODELS = concrete(models, Model)
-TRACTABLE = [m for m in MODELS if issubclass(m, Tractable)]
+def has_one_real_vector(model_class):
+    """Whether the only latent is the site "h", a real vector."""
+    model, x = model_class.demo()
+    nodes = prune_subsample_sites(poutine.trace(model).get_trace(x)).nodes
+    latent = [site for site in nodes.values() if site["type"] == "sample" and not site["is_observed"]]
+    supports = (constraints.real, constraints.real_vector)
+    if [site["name"] for site in latent] != ["h"]:
+        return False
+    support = latent[0]["fn"].support
+    return getattr(support, "base_constraint", support) in supports
+
+
+def has_gaussian_posterior(model_class):
+    model, x = model_class.demo()
+    try:
+        models.gaussian.moments(model.posterior(x))
+    except TypeError:
+        return False
+    return True
+
+
+ALL_MODELS = concrete(models, Model)
+"""Every model: also those with many latents, or with one that is bounded or discrete."""
+
+MODELS = [m for m in ALL_MODELS if has_one_real_vector(m)]
+TRACTABLE = [m for m in MODELS if issubclass(m, Tractable) and has_gaussian_posterior(m)]
 FAMILIES = concrete(guides, Family)
 SOURCES = concrete(guides, guides.Guide)
 

@@ -17,12 +17,9 @@ ATOL = 1e-10
 
 @pytest.fixture(autouse=True)
 def _float64():
-    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(before)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def random_q(model, x):
@@ -89,7 +86,7 @@ def test_evidence_is_the_integral_of_the_joint():
         return float((model.prior_density(h) + dist.Normal(h[0], h[1] ** -0.5).log_prob(x).sum()).exp() * h[1])
 
     model.prior_density = NormalGammaDistribution(model.loc, model.count, model.shape, model.rate).log_prob
-    value = integrate.dblquad(joint, -6, 5, -8, 8, epsabs=1e-14, epsrel=1e-8)[0]
+    value = integrate.dblquad(joint, -6, 6, -12, 12, epsabs=1e-14, epsrel=1e-8)[0]
     assert float(model.log_evidence(x)) == pytest.approx(float(torch.tensor(value).log()), abs=1e-6)
     coin, tosses = BetaBernoulli(1), torch.tensor([[1.0], [0.0], [1.0]])
     assert float(coin.log_evidence(tosses).exp()) == pytest.approx(1 / 12)

@@ -23,13 +23,6 @@ needs_data = pytest.mark.skipif(not DATA.is_dir() or "TAUT_DATA" not in os.envir
 NAME = "eight_schools-eight_schools_centered"
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.fixture
 def folder(tmp_path):
     """The layout of one folder for each posterior."""
