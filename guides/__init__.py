@@ -2,7 +2,7 @@
 
 from .encoders import MLP, Linear, PerStep
 from .families import Blocks, Delta, Family, FullRank, LowRank, MeanField
-from .sources import Amortized, Global, Guide, Local, Posterior, Prior, rows
+from .sources import Amortized, Global, Guide, Local, Posterior, Prior, Structured, rows
 
 __all__ = [
     "MLP",
@@ -20,5 +20,6 @@ __all__ = [
     "PerStep",
     "Posterior",
     "Prior",
+    "Structured",
     "rows",
 ]

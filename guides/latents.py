@@ -44,36 +44,50 @@ class Latents:
     Args:
         model: any Pyro program.
         args, kwargs: arguments for one call of it.
-        plate: name of the data plate. If it is not None, the vector is one per datum, and every latent must lie in it.
+        plate: name of the data plate. If it is not None, the vector is one per datum, of the latents that lie in it.
+        shared: pack the latents that lie outside the plate instead, into one vector for all data. There may be none.
 
     Raises:
-        ValueError: if there is nothing to pack, or a latent is discrete, or not inside the plate.
+        ValueError: if there is nothing to pack, or a latent is discrete, or none is inside the plate.
     """
 
-    def __init__(self, model: Callable[..., Any], args: Any, kwargs: Any, *, plate: str | None) -> None:
+    def __init__(self, model: Callable[..., Any], args: Any, kwargs: Any, *, plate: str | None, shared: bool = False) -> None:
         with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible():
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
         if not sites:
             raise ValueError("the model has no latent sites, so there is nothing for a guide to do.")
+        if plate is not None:
+            local = [site for site in sites if any(frame.name == plate for frame in site["cond_indep_stack"])]
+            outside = [site for site in sites if all(frame.name != plate for frame in site["cond_indep_stack"])]
+            # With no latent in the plate the first one outside is named in the error.
+            sites = outside if shared else local or sites
+        plate = None if shared else plate
         self.plate = plate
         self.sites = [_latent(site, plate) for site in sites]
         self.dim = sum(self._width(site) for site in self.sites)
-        self.dtype = sites[0]["value"].dtype
-        self.device = sites[0]["value"].device
+        self.dtype = sites[0]["value"].dtype if sites else None
+        self.device = sites[0]["value"].device if sites else None
         self.sizes: dict[str, int] = {f.name: f.full_size or f.size for site in self.sites for f in site.frames}
         self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
 
-    def sample(self, q: TorchDistribution, plate: pyro.plate | None) -> dict[str, Tensor]:
-        """Draws the packed vector from `q` and hands it to the model's sites, inside the data `plate` if there is one."""
+    def sample(
+        self, q: TorchDistribution, plate: pyro.plate | None, *, name: str = "_latent"
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Draws the packed vector from `q` and hands it to the model's sites, inside the data `plate` if there is one.
+
+        Returns:
+            The sites' values, and the packed vector. `name` is the site of the latter where it is not a site's own.
+        """
         with ExitStack() as stack:
             if plate is not None:
                 stack.enter_context(plate)
             if len(self.sites) == 1 and self.sites[0].is_real_vector and (plate is not None or not self.sites[0].frames):
                 name = self.sites[0].name
-                return {name: pyro.sample(name, q)}
-            packed = pyro.sample("_latent", q, infer={"is_auxiliary": True})
-            return self._unpack(packed)
+                value = pyro.sample(name, q)
+                return {name: value}, value
+            packed = pyro.sample(name, q, infer={"is_auxiliary": True})
+            return self._unpack(packed), packed
 
     def constrain(self, packed: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The sites' values at `packed`, shape (dim,), and log |det ∂ values / ∂ packed|. Without Pyro's effects."""

@@ -96,8 +96,8 @@ class NormalGamma(Model):
         self.check_data(x)
         if not isinstance(q, _MeanAndPrecision):
             raise TypeError(f"NormalGamma: q must be over a mean and a precision for a closed form, but is {q}.")
-        squares = ((x - q.loc) ** 2).sum() * q.shape / q.rate + len(x) * q.scaled_variance
-        log_precision = torch.digamma(q.shape) - q.rate.log()
+        squares = ((x - q.loc) ** 2).sum() * q.concentration / q.rate + len(x) * q.scaled_variance
+        log_precision = torch.digamma(q.concentration) - q.rate.log()
         return 0.5 * (len(x) * (log_precision - torch.tensor(2 * torch.pi).log()) - squares)
 
     def mean_field(self, x: Tensor) -> IndependentNormalGamma:
@@ -117,18 +117,18 @@ class NormalGamma(Model):
 
 
 class _MeanAndPrecision(TorchDistribution):
-    """Over (mean, precision) in R × (0, ∞): h_1 ~ Gamma(shape, rate), and a Normal h_0 about loc, given by a subclass."""
+    """Over (mean, precision) in R × (0, ∞): h_1 ~ Gamma(concentration, rate), and a Normal h_0 about loc, given by a subclass."""
 
     support: ClassVar[constraints.Constraint] = independent(cat([constraints.real, constraints.positive], -1), 1)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
     loc: Tensor
-    shape: Tensor
+    concentration: Tensor
     rate: Tensor
 
     @property
     def mean(self) -> Tensor:
-        return torch.stack(torch.broadcast_tensors(self.loc, self.shape / self.rate), -1)
+        return torch.stack(torch.broadcast_tensors(self.loc, self.concentration / self.rate), -1)
 
     @property
     def scaled_variance(self) -> Tensor:
@@ -141,25 +141,25 @@ class _MeanAndPrecision(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         shape = torch.Size(sample_shape) + self.batch_shape
-        precision = dist.Gamma(self.shape, self.rate).expand(self.batch_shape).rsample(torch.Size(sample_shape))
+        precision = dist.Gamma(self.concentration, self.rate).expand(self.batch_shape).rsample(torch.Size(sample_shape))
         mean = self.loc + self._scale(precision) * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return torch.stack([mean.expand(shape), precision], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         mean, precision = value.unbind(-1)
-        log_precision: Tensor = dist.Gamma(self.shape, self.rate).log_prob(precision)
+        log_precision: Tensor = dist.Gamma(self.concentration, self.rate).log_prob(precision)
         return log_precision + dist.Normal(self.loc, self._scale(precision)).log_prob(mean)
 
 
 class NormalGammaDistribution(_MeanAndPrecision):
-    """h_1 ~ Gamma(shape, rate), h_0 | h_1 ~ Normal(loc, 1/√(count h_1)); all four of one batch shape."""
+    """h_1 ~ Gamma(concentration, rate), h_0 | h_1 ~ Normal(loc, 1/√(count h_1)); all four of one batch shape."""
 
-    def __init__(self, loc: Tensor, count: Tensor, shape: Tensor, rate: Tensor) -> None:
-        self.loc, self.count, self.shape, self.rate = torch.broadcast_tensors(loc, count, shape, rate)
+    def __init__(self, loc: Tensor, count: Tensor, concentration: Tensor, rate: Tensor) -> None:
+        self.loc, self.count, self.concentration, self.rate = torch.broadcast_tensors(loc, count, concentration, rate)
         super().__init__(self.loc.shape, torch.Size([2]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalGammaDistribution:
-        return NormalGammaDistribution(*(t.expand(batch_shape) for t in (self.loc, self.count, self.shape, self.rate)))
+        return NormalGammaDistribution(*(t.expand(batch_shape) for t in (self.loc, self.count, self.concentration, self.rate)))
 
     @property
     def scaled_variance(self) -> Tensor:
@@ -170,18 +170,18 @@ class NormalGammaDistribution(_MeanAndPrecision):
 
 
 class IndependentNormalGamma(_MeanAndPrecision):
-    """h_1 ~ Gamma(shape, rate) and h_0 ~ Normal(loc, scale), independent; all four of one batch shape."""
+    """h_1 ~ Gamma(concentration, rate) and h_0 ~ Normal(loc, scale), independent; all four of one batch shape."""
 
-    def __init__(self, loc: Tensor, scale: Tensor, shape: Tensor, rate: Tensor) -> None:
-        self.loc, self.scale, self.shape, self.rate = torch.broadcast_tensors(loc, scale, shape, rate)
+    def __init__(self, loc: Tensor, scale: Tensor, concentration: Tensor, rate: Tensor) -> None:
+        self.loc, self.scale, self.concentration, self.rate = torch.broadcast_tensors(loc, scale, concentration, rate)
         super().__init__(self.loc.shape, torch.Size([2]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> IndependentNormalGamma:
-        return IndependentNormalGamma(*(t.expand(batch_shape) for t in (self.loc, self.scale, self.shape, self.rate)))
+        return IndependentNormalGamma(*(t.expand(batch_shape) for t in (self.loc, self.scale, self.concentration, self.rate)))
 
     @property
     def scaled_variance(self) -> Tensor:
-        return self.scale**2 * self.shape / self.rate
+        return self.scale**2 * self.concentration / self.rate
 
     def _scale(self, precision: Tensor) -> Tensor:
         return self.scale
@@ -190,15 +190,15 @@ class IndependentNormalGamma(_MeanAndPrecision):
 @register_kl(NormalGammaDistribution, NormalGammaDistribution)  # type: ignore[untyped-decorator]
 def _kl_same(q: NormalGammaDistribution, p: NormalGammaDistribution) -> Tensor:
     ratio = p.count / q.count
-    return _kl_gamma(q, p) + 0.5 * (ratio - 1 - ratio.log() + p.count * (q.loc - p.loc) ** 2 * q.shape / q.rate)
+    return _kl_gamma(q, p) + 0.5 * (ratio - 1 - ratio.log() + p.count * (q.loc - p.loc) ** 2 * q.concentration / q.rate)
 
 
 @register_kl(IndependentNormalGamma, NormalGammaDistribution)  # type: ignore[untyped-decorator]
 def _kl_independent(q: IndependentNormalGamma, p: NormalGammaDistribution) -> Tensor:
-    log_precision = torch.digamma(q.shape) - q.rate.log()
-    squares = p.count * q.shape / q.rate * (q.scale**2 + (q.loc - p.loc) ** 2)
+    log_precision = torch.digamma(q.concentration) - q.rate.log()
+    squares = p.count * q.concentration / q.rate * (q.scale**2 + (q.loc - p.loc) ** 2)
     return _kl_gamma(q, p) + 0.5 * (squares - 1 - 2 * q.scale.log() - p.count.log() - log_precision)
 
 
 def _kl_gamma(q: _MeanAndPrecision, p: _MeanAndPrecision) -> Tensor:
-    return torch.distributions.kl_divergence(dist.Gamma(q.shape, q.rate), dist.Gamma(p.shape, p.rate))
+    return torch.distributions.kl_divergence(dist.Gamma(q.concentration, q.rate), dist.Gamma(p.concentration, p.rate))

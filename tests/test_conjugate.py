@@ -97,16 +97,16 @@ def test_mean_field_of_normal_gamma_is_the_fixed_point_of_coordinate_ascent():
     best = model.mean_field(x)
     posterior = model.posterior(x)
     squares = model._squares(x, posterior.loc)
-    shape, rate = best.shape, torch.tensor(1.0)
+    shape, rate = best.concentration, torch.tensor(1.0)
     for _ in range(60):
         variance = 1 / (posterior.count * shape / rate)
         rate = model.rate + 0.5 * (squares + posterior.count * variance)
     torch.testing.assert_close(best.rate, rate, atol=ATOL, rtol=ATOL)
-    parameters = [p.clone().requires_grad_() for p in (best.loc, best.scale, best.shape, best.rate)]
+    parameters = [p.clone().requires_grad_() for p in (best.loc, best.scale, best.concentration, best.rate)]
     value = analytic_elbo(model, IndependentNormalGamma(*parameters), x)
     for gradient in torch.autograd.grad(value, parameters):
         assert abs(gradient) < 1e-9
-    moved = IndependentNormalGamma(best.loc, best.scale * 1.1, best.shape, best.rate)
+    moved = IndependentNormalGamma(best.loc, best.scale * 1.1, best.concentration, best.rate)
     assert analytic_elbo(model, moved, x) < value < model.log_evidence(x)
     other = evidence_minus_kl(model, best, x)
     torch.testing.assert_close(value, other, atol=ATOL, rtol=ATOL)

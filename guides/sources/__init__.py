@@ -6,5 +6,6 @@ from .global_ import Global
 from .local import Local, rows
 from .posterior import Posterior
 from .prior import Prior
+from .structured import Structured
 
-__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "rows"]
+__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "Structured", "rows"]

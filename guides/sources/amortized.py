@@ -20,12 +20,16 @@ __all__ = ["Amortized"]
 class Amortized(Guide):
     """∏_i q_{λ(x_i)}(h_i), where λ(x_i) = encoder(x_i) + the family's start. Applies to x that it has not seen.
 
+    Where the model also has latents outside the data plate, the encoder sees a draw of them beside x_i, so that each local
+    block is conditioned on it: its input is (x_i, shared), flattened.
+
     Args:
         model: a Pyro program whose latents all lie inside the data plate and whose first argument is x.
         family: the shape of each q.
         encoder: a net from (B, *data_shape) to (B, family.size), of which the guide trains a copy, or a spec such as
             ``MLP((64,))`` that makes one from the shape of x_i and the size of λ_i.
         plate: name of the model's data plate.
+        shared: the family over the latents outside the data plate.
 
     Raises:
         ValueError: on the first call, if the encoder's output is not (B, family.size).
@@ -41,14 +45,16 @@ class Amortized(Guide):
         encoder: nn.Module | Callable[[tuple[int, ...], int], nn.Module] | None = None,
         *,
         plate: str = "data",
+        shared: Family | None = None,
     ) -> None:
-        super().__init__(model, family, plate=plate)
+        super().__init__(model, family, plate=plate, shared=shared)
         self._spec = (MLP() if encoder is None else encoder,)
 
     def make_parameters(self, x: Tensor) -> None:
         assert self.latents is not None
         spec = self._spec[0]
         size = self.family.size
+        x = self._input(x, self.shared_lam.new_zeros(self.shared.dim)) if self.shared is not None else x
         encoder = copy.deepcopy(spec) if isinstance(spec, nn.Module) else spec(tuple(x.shape[1:]), size)
         encoder.to(dtype=self.latents.dtype, device=x.device)
         with torch.no_grad():
@@ -64,4 +70,16 @@ class Amortized(Guide):
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
         if x.dtype != self.start.dtype:
             raise TypeError(f"this Amortized guide holds {self.start.dtype}, but x is {x.dtype}: convert one of them.")
+        if self.shared is not None:
+            return self.q_given(x, index, self.q_shared().mean)
         return self.family(self.encoder(x) + self.start)
+
+    def q_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> TorchDistribution:
+        return self.family(self.encoder(self._input(x, shared)) + self.start)
+
+    def _input(self, x: Tensor, shared: Tensor) -> Tensor:
+        """x_i and the shared latents, side by side: shape (*, B, numbers of both)."""
+        rows = x.reshape(len(x), -1)
+        shared = shared if shared.dim() > 1 else shared.unsqueeze(0)
+        lead = (*shared.shape[:-2], len(x))
+        return torch.cat([rows.expand(*lead, -1), shared.to(rows).expand(*lead, -1)], -1)

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor, nn
 
-from ..families import Family
+from ..families import Family, FullRank
 from ..latents import Latents
 
 __all__ = ["Guide"]
@@ -30,24 +30,35 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
     `q` returns the distribution; a call samples it at the model's sites. Like Pyro's autoguides, a guide learns the sites of
     its model on its first call; `setup` does so before, for instance to load a `state_dict`.
 
+    A guide with one λ for each datum takes a model that also has latents outside the data plate: these are one more block,
+    q(shared) = shared family(λ_shared), drawn first.
+
     Args:
         model: any Pyro program. It is not adopted: its parameters do not become the guide's.
         family: the shape of q.
         plate: name of the model's data plate.
+        shared: the family over the latents outside the data plate, for a guide with one λ for each datum; `FullRank` by
+            default.
     """
 
     local: ClassVar[bool]
     """Whether there is one λ for each datum."""
 
-    def __init__(self, model: Callable[..., Any], family: Family, *, plate: str = "data") -> None:
+    def __init__(
+        self, model: Callable[..., Any], family: Family, *, plate: str = "data", shared: Family | None = None
+    ) -> None:
         super().__init__(name=type(self).__name__)
         if not isinstance(family, Family):
             raise TypeError(f"{type(self).__name__}: family must be a Family such as MeanField(), but is {family!r}.")
+        if shared is not None and not isinstance(shared, Family):
+            raise TypeError(f"{type(self).__name__}: shared must be a Family such as FullRank(), but is {shared!r}.")
         self.family = family
+        self.shared_family: Family = FullRank() if shared is None else shared
         self.plate = plate
         self._model = (model,)
         self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
         self.latents: Latents | None = None
+        self.shared: Latents | None = None
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -56,12 +67,26 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
 
     @abstractmethod
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
-        """q_λ(h | x) over the packed unconstrained latents.
+        """q_λ(h | x) over the packed unconstrained latents; where there are shared latents too, over the local ones alone.
 
         Args:
             x: data rows.
             index: which rows of the whole data they are; needed where λ is looked up by it.
         """
+
+    def q_shared(self) -> TorchDistribution:
+        """q over the packed unconstrained latents outside the data plate.
+
+        Raises:
+            ValueError: if the model has none.
+        """
+        if self.shared is None:
+            raise ValueError(f"this {type(self).__name__} guide has no latents outside the plate {self.plate!r}.")
+        return self.shared_family(self.shared_lam)
+
+    def q_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> TorchDistribution:
+        """`q` given a draw of the packed shared latents, shape (*, shared dim); a guide may ignore it."""
+        return self.q(x, index)
 
     @abstractmethod
     def make_parameters(self, x: Tensor) -> None:
@@ -79,12 +104,19 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
                 f"{self.plate!r}: fit it without minibatches, or use Local or Amortized."
             )
         unbound = self.family
+        unbound_shared = self.shared_family
+        shared = Latents(self.model, args, kwargs, plate=self.plate, shared=True) if self.local else None
         self.family = self.family.over(latents.dim)
         self.latents = latents
+        if shared is not None and shared.sites:
+            self.shared = shared
+            self.shared_family = self.shared_family.over(shared.dim)
+            self.shared_lam = nn.Parameter(self.shared_family.start())
         try:
             self.make_parameters(x)
         except BaseException:
             self.latents, self.family = None, unbound
+            self.shared, self.shared_family = None, unbound_shared
             raise
         self.to(dtype=latents.dtype, device=latents.device)
 
@@ -101,10 +133,15 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
                     f"this {type(self).__name__} guide was built for {built_for} data, but there are {rows}: build a "
                     "guide for this data."
                 )
-            return self.latents.sample(self.q(x, index), None)
-        q = self.q(x, index)
+            return self.latents.sample(self.q(x, index), None)[0]
+        values: dict[str, Tensor] = {}
+        if self.shared is None:
+            q = self.q(x, index)
+        else:
+            values, packed = self.shared.sample(self.q_shared(), None, name="_shared")
+            q = self.q_given(x, index, packed)
         plate = pyro.plate(self.plate, rows, subsample=index, dim=-1)
-        return self.latents.sample(q, plate)
+        return {**values, **self.latents.sample(q, plate)[0]}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy for the same model: a guide refers to its model and does not own it."""
