@@ -117,7 +117,7 @@ class NormalGamma(Model):
 
 
 class _MeanAndPrecision(TorchDistribution):
-    """Over (mean, precision) in R × (0, ∞): h_1 ~ Gamma(concentration, rate), and a Normal h_0 about loc, given by a subclass."""
+    """Over (mean, precision): h_1 ~ Gamma(concentration, rate), and a Normal h_0 about loc, whose scale a subclass gives."""
 
     support: ClassVar[constraints.Constraint] = independent(cat([constraints.real, constraints.positive], -1), 1)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

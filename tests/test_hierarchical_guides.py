@@ -147,6 +147,7 @@ def test_plates_of_their_own_are_respected():
     with pytest.raises(ValueError, match="needs it inside the plate 'data' alone"):
         Local(model, MeanField()).setup(x)
     model, x = NormalGamma.demo()
-    draw = Global(model, FullRank())(x)["h"]
+    with isolated(0):
+        draw = Global(model, FullRank())(x)["h"]
     assert draw.shape == (2,)
     assert draw[1] > 0
