@@ -105,6 +105,7 @@ def test_minibatch_fits_run(name):
     assert reached.value > start.value + 5 * (start.se + reached.se)
 
 
+@pytest.mark.slow
 def test_learned_dependence_is_worth_what_independence_costs():
     """Structured holds Local, and in the centred posterior it is better by more than the noise."""
     model, x = schools(centered=True)

@@ -1,5 +1,41 @@
 """Diagnostics: whether q, or a model, is what it should be."""
 
+from .bounds import Bounds, error_bounds
+from .calibration import Calibration, calibration
+from .importance import Evidence, Importance, Moments, importance
+from .moment_errors import MomentErrors, by_name, moment_errors
+from .predictive import LOO, Coverage, loo, predictive_coverage
+from .psis import psis
+from .scalars import Scalars, quantities, scalars
 from .stein import SteinCheck, stein_check
+from .stein_discrepancy import SteinDiscrepancy, kernel_stein_discrepancy
+from .two_samples import MMD, c2st, mmd
 
-__all__ = ["SteinCheck", "stein_check"]
+__all__ = [
+    "LOO",
+    "MMD",
+    "Bounds",
+    "Calibration",
+    "Coverage",
+    "Evidence",
+    "Importance",
+    "MomentErrors",
+    "Moments",
+    "Scalars",
+    "SteinCheck",
+    "SteinDiscrepancy",
+    "by_name",
+    "c2st",
+    "calibration",
+    "error_bounds",
+    "importance",
+    "kernel_stein_discrepancy",
+    "loo",
+    "mmd",
+    "moment_errors",
+    "predictive_coverage",
+    "psis",
+    "quantities",
+    "scalars",
+    "stein_check",
+]

@@ -1,0 +1,144 @@
+"""Importance weights of a guide's draws: how far q is from the posterior, and corrected answers where it is near enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models import Model
+
+from ..checks import arguments, check_data, check_pair, check_positive
+from ..draws import draws as draw
+from ..isolation import isolated, unscoped
+from .psis import psis
+from .scalars import Scalars, quantities, scalars
+
+__all__ = ["Evidence", "Importance", "Moments", "importance"]
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of each scalar, shape (D,)."""
+
+    mean: Tensor
+    sd: Tensor
+
+
+class Evidence(NamedTuple):
+    """An estimate of log p(x), in nats, and its standard error, by the delta method."""
+
+    value: float
+    se: float
+
+
+@dataclass(frozen=True)
+class Importance:
+    """K draws from a guide with their weights p(x, h) / q(h | x)."""
+
+    scalars: Scalars
+    """The quantities of interest at each draw."""
+    h: dict[str, Tensor] = field(repr=False)
+    """Each latent, shape (K, *shape)."""
+    log_weights: Tensor = field(repr=False)
+    """log p(x, h) − log q(h | x), shape (K,)."""
+    log_weights_per_datum: Tensor | None = field(repr=False)
+    """The same for each datum, shape (K, N), where every latent is local."""
+    smoothed: Tensor = field(repr=False)
+    """Normalised Pareto-smoothed log weights: (K,), or (K, N) where every latent is local."""
+    khat: float
+    """Pareto k̂ of the joint weights. It grows with the number of data even where each datum's q is equally good."""
+    khat_per_datum: Tensor | None
+    """Pareto k̂ of each datum's own weights, shape (N,)."""
+    proper: bool
+
+    @property
+    def worst(self) -> float:
+        """The k̂ that the corrected moments hang on: the largest of the data's where there is one for each, else the joint."""
+        return self.khat if self.khat_per_datum is None else float(self.khat_per_datum.max())
+
+    @property
+    def ess(self) -> float:
+        """Effective number of draws, 1 / Σ w², w the smoothed weights; the worst datum's where there is one for each."""
+        return float((-(2 * self.smoothed).logsumexp(0)).exp().min())
+
+    @property
+    def log_evidence(self) -> Evidence:
+        """log p(x) by importance sampling: biased low, by about half the squared standard error.
+
+        Raises:
+            ValueError: if the model's prior is improper, so that the evidence does not exist.
+        """
+        if not self.proper:
+            raise ValueError("this model has an improper prior, so its evidence does not exist: compare moments instead.")
+        log_weights = self.log_weights.unsqueeze(-1) if self.log_weights_per_datum is None else self.log_weights_per_datum
+        count = len(log_weights)
+        centre = log_weights.max(0).values
+        weights = (log_weights - centre).exp()
+        mean = weights.mean(0)
+        se = weights.std(0) / mean / count**0.5
+        return Evidence(float((mean.log() + centre).sum()), float(se.square().sum().sqrt()))
+
+    def moments(self) -> Moments:
+        """Mean and standard deviation under q."""
+        return Moments(self.scalars.draws.mean(0), self.scalars.draws.std(0))
+
+    def corrected(self) -> Moments:
+        """Mean and standard deviation under the posterior, by the smoothed weights: to be believed where k̂ < 0.7."""
+        weights = self.smoothed.exp()
+        weights = weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
+        mean = (weights * self.scalars.draws).sum(0)
+        return Moments(mean, (weights * (self.scalars.draws - mean) ** 2).sum(0).sqrt())
+
+
+def importance(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor | tuple[Any, ...],
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+) -> Importance:
+    """Draws from a guide and weighs the draws by the posterior.
+
+    Args:
+        model, guide: after a fit, its `model` and `guide`.
+        x: the data, or a tuple of the model's arguments.
+        draws: K, at least 100.
+        seed: fixes the draws.
+
+    Raises:
+        TypeError, ValueError: for bad input; also for a guide that is a point mass, which has no weights.
+
+    References: Yao, Vehtari, Simpson & Gelman, "Yes, but did it work?: evaluating variational inference" (2018).
+    """
+    args = arguments(x)
+    check_positive(draws=draws)
+    if draws < 100:
+        raise ValueError(f"draws must be at least 100, for a tail to be seen, but is {draws}.")
+    check_data(model, args)
+    with isolated(seed), torch.no_grad():
+        check_pair(model, guide, args, {})
+        chunks = list(draw(model, guide, args, particles=draws))
+    h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+    log_weights = torch.cat([c.log_likelihood + c.log_prior - c.log_q for c in chunks]).double()
+    if not log_weights.isfinite().all():
+        if bool((log_weights == -torch.inf).all()):
+            raise ValueError("this guide is a point mass, or lies outside the posterior: it has no importance weights.")
+        log_weights = log_weights.nan_to_num(nan=-1e300, neginf=-1e300)
+    smoothed, khat = psis(log_weights)
+    local = chunks[0].per_datum
+    joint = log_weights.sum(-1) if local else log_weights
+    own = unscoped(model)
+    return Importance(
+        scalars=scalars(quantities(model, h)),
+        h=h,
+        log_weights=joint,
+        log_weights_per_datum=log_weights if local else None,
+        smoothed=smoothed,
+        khat=float(psis(joint)[1]) if local else float(khat),
+        khat_per_datum=khat if local else None,
+        proper=own.proper if isinstance(own, Model) else True,
+    )

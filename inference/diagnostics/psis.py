@@ -1,0 +1,47 @@
+"""Pareto-smoothed importance sampling, by whichever ArviZ is installed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["psis"]
+
+CONSTANT = 1e-9
+"""Log weights that differ by no more than rounding are all equal: q is the posterior."""
+
+
+def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Smooths the largest weights and says how heavy their tail is.
+
+    Args:
+        log_weights: log p(x, h) − log q(h) of K draws, shape (K, *batch).
+
+    Returns:
+        The normalised smoothed log weights, shape (K, *batch), and Pareto's k̂, shape batch. Weights have finite variance
+        below ½; up to 0.7 smoothed estimates are dependable, above they are not. −inf where all weights are equal.
+
+    Reference: Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling" (2024).
+    """
+    columns = log_weights.detach().double().flatten(1) if log_weights.dim() > 1 else log_weights.detach().double().unsqueeze(1)
+    centred = columns - columns.max(0).values
+    flat = -centred.min(0).values <= CONSTANT
+    smoothed, khat = _arviz(centred.mT.numpy().copy())
+    k = torch.from_numpy(np.asarray(khat, dtype=np.float64)).reshape(-1)
+    lw = torch.from_numpy(np.asarray(smoothed)).mT
+    lw = torch.where(flat, centred - centred.logsumexp(0), lw)
+    k = torch.where(flat, -torch.inf, k)
+    return lw.reshape(log_weights.shape), k.reshape(log_weights.shape[1:])
+
+
+def _arviz(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with np.errstate(all="ignore"):
+        if int(version("arviz").split(".")[0]) >= 1:
+            result = import_module("arviz_stats.base").array_stats.psislw(log_weights, axis=-1)
+        else:
+            result = import_module("arviz").psislw(log_weights)
+    return result[0], result[1]
