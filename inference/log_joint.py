@@ -46,6 +46,11 @@ class LogJoint:
         """Its gradient at each u, shape (K, dim): shape (K, dim)."""
         return self._over(self._score, u.detach())
 
+    def hessian(self, u: Tensor) -> Tensor:
+        """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
+        with isolated(0), pyro.validation_enabled(False):
+            return torch.func.hessian(self._one)(u.detach())
+
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u: for each site shape (K, *shape)."""
         return {name: value.detach() for name, value in torch.func.vmap(lambda v: self.latents.constrain(v)[0])(u).items()}

@@ -6,6 +6,7 @@ from math import pi
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from .arguments import positive
@@ -41,7 +42,12 @@ class Ring(Target):
         self.register_buffer("radius", positive("radius", radius, ()))
         self.register_buffer("scale", positive("scale", scale, ()))
 
-    def target(self) -> dist.MixtureSameFamily:
+    def target(self) -> _OverPlane:
         angle = 2 * pi * torch.arange(self.modes, device=self.radius.device).to(self.radius.dtype) / self.modes
         loc = self.radius * torch.stack([angle.cos(), angle.sin()], -1)
-        return dist.MixtureSameFamily(dist.Categorical(torch.ones_like(angle)), dist.Normal(loc, self.scale).to_event(1))
+        return _OverPlane(dist.Categorical(torch.ones_like(angle)), dist.Normal(loc, self.scale).to_event(1))
+
+
+class _OverPlane(dist.MixtureSameFamily):
+    # torch's support of a mixture is a constraint of its own, to which no bijection is registered.
+    support = constraints.real_vector

@@ -25,6 +25,7 @@ from inference.diagnostics import (
     psis,
     scalars,
 )
+from inference.log_joint import LogJoint
 from models import (
     EightSchools,
     Funnel,
@@ -60,6 +61,18 @@ def local_guide(rows, scale):
     with torch.no_grad():
         guide.table.copy_(torch.cat([q.mean, q.stddev.expm1().log()], -1))
     return model, guide, x
+
+
+def full_rank(model, x, mean, lower):
+    """A full-rank guide with this mean and Cholesky factor of the covariance."""
+    guide = Global(model, FullRank())
+    guide.setup(x)
+    scale = lower.diagonal()
+    row, column = torch.tril_indices(len(scale), len(scale), -1)
+    unit = lower / scale.unsqueeze(-1)
+    with torch.no_grad():
+        guide.lam.copy_(torch.cat([mean, scale + (-(-scale).expm1()).log(), unit[row, column]]))
+    return guide
 
 
 class TestImportance:
@@ -241,9 +254,9 @@ class TestPredictive:
             keep = torch.arange(len(x)) != i
             rest = LinearRegression(model.covariates[keep], prior_scale=model.prior_scale, noise_scale=model.noise_scale)
             exact.append(float(model.log_evidence(x) - rest.log_evidence(x[keep])))
-        full_rank = Global(model, FullRank())
-        fit(model, full_rank, x, steps=300, lr=0.03)
-        for guide in (Posterior(model), full_rank):
+        posterior = model.posterior(x)
+        wide = full_rank(model, x, posterior.mean, 1.2 * posterior.scale_tril)
+        for guide in (Posterior(model), wide):
             found = [loo(model, guide, x, draws=4000, seed=seed) for seed in range(10)]
             assert max(f.khat.max() for f in found) < 0.75
             elpd = torch.tensor([f.elpd for f in found])
@@ -291,16 +304,9 @@ def test_evidence_of_posteriordb_by_importance_sampling(name):
     model, x, entry = problem(DATA, name)
     if entry.exact is None or entry.exact.log_evidence is None:
         pytest.skip("no evidence is known")
-    guide = Global(model, FullRank())
-    guide.setup(x)
-    u = guide.latents.unconstrain(model.latents(entry.reference.quantities()))
-    wide = 1.05 if guide.latents.dim > 20 else 1.15
-    lower = wide * torch.linalg.cholesky(u.mT.cov())
-    scale = lower.diagonal()
-    unit = (lower / scale.unsqueeze(-1)).tril(-1)
-    row, column = torch.tril_indices(len(scale), len(scale), -1)
-    with torch.no_grad():
-        guide.lam.copy_(torch.cat([u.mean(0), scale + (-(-scale).expm1()).log(), unit[row, column]]))
+    u = LogJoint(model, x).unconstrain(model.latents(entry.reference.quantities()))
+    wide = 1.05 if u.shape[1] > 20 else 1.15
+    guide = full_rank(model, x, u.mean(0), wide * torch.linalg.cholesky(u.mT.cov()))
     evidence = importance(model, guide, x, draws=40_000).log_evidence
     assert abs(evidence.value - entry.exact.log_evidence) < 5 * evidence.se
     assert evidence.se < 0.1

@@ -1,0 +1,182 @@
+"""One verdict on whether a fitted q may be used, for what, and what to do if not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from math import isfinite, nan
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from guides import Amortized, FullRank, Guide, MeanField
+
+from .diagnostics.importance import Importance, importance
+from .diagnostics.modes import Mode, missed_modes
+from .fit import Fit
+from .isolation import unscoped
+
+__all__ = ["Decision", "Finding", "Verdict", "trust"]
+
+MEAN, SD = 0.2, 0.2
+"""Estimated errors, in posterior sds and as a share, up to which q's means and sds are used as they are."""
+DEPENDABLE, FINITE, HOPELESS = 0.7, 0.5, 1.0
+"""Pareto k̂ up to which corrections are to be believed, up to which tails are, and beyond which looking on is no use."""
+LARGEST = 300
+"""Latent dimensions up to which modes are searched for."""
+
+
+class Decision(Enum):
+    """What may be done with an answer of q."""
+
+    USE = "use"
+    CORRECT = "use with importance correction"
+    REFUSE = "do not use"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The decision on one kind of answer."""
+
+    quantity: str
+    """means, sds, tails or evidence."""
+    decision: Decision
+    evidence: str
+    """What it rests on."""
+    next_step: str
+    """What to do; empty where q may be used as it is."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings on means, sds, tails and evidence, and the numbers behind them."""
+
+    findings: tuple[Finding, ...]
+    khat: float
+    """The k̂ that corrections hang on: per datum, the worst, where all latents are local; else the joint one."""
+    ess: float
+    weighted: Importance = field(repr=False)
+    missed: tuple[Mode, ...] = field(repr=False)
+
+    def __getitem__(self, quantity: str) -> Decision:
+        """The decision on ``"means"``, ``"sds"``, ``"tails"`` or ``"evidence"``."""
+        return next(f.decision for f in self.findings if f.quantity == quantity)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each finding."""
+        rows = [
+            {"quantity": f.quantity, "decision": f.decision.value, "evidence": f.evidence, "next step": f.next_step}
+            for f in self.findings
+        ]
+        return pd.DataFrame(rows)
+
+
+def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 4000, seed: int = 0) -> Verdict:
+    """Says of a fit whether its means, sds, tails and ELBO may be used.
+
+    First a few hundred draws are weighed by the posterior; if Pareto's k̂ is beyond 1 it stops there. Else `draws` draws are
+    weighed, and the smoothed weights estimate the errors of q's own moments: where k̂ < 0.7 that estimate is dependable, and
+    corrects them if they need it. Last, as weights are blind where q does not draw, the posterior is climbed from far-away
+    points for modes that q misses. All verdicts are about q; none is about the model.
+
+    Args:
+        fit: a finished fit.
+        x: its data.
+        draws: at least 500.
+        seed: fixes the draws.
+
+    Raises:
+        TypeError, ValueError: for bad input; also for a guide that is a point mass.
+
+    References: Yao, Vehtari, Simpson & Gelman, "Yes, but did it work?" (2018); Dhaka et al., "Challenges and opportunities in
+    high-dimensional variational inference" (2021).
+    """
+    if draws < 500:
+        raise ValueError(f"draws must be at least 500, for k̂ to be known to a tenth, but is {draws}.")
+    weighted = importance(fit.model, fit.guide, x, draws=500, seed=seed)
+    step = _next_step(fit.guide, weighted)
+    if weighted.worst > HOPELESS:
+        reason = f"k̂ = {weighted.worst:.2f} on the first 500 draws: the posterior has mass that q hardly ever draws"
+        return _verdict(weighted, (), _refused(reason), step)
+    weighted = importance(fit.model, fit.guide, x, draws=draws, seed=seed)
+    step = _next_step(fit.guide, weighted)
+    dependable = weighted.worst <= DEPENDABLE
+    missed = tuple(_search(fit.model, x, weighted, seed)) if dependable else ()
+    if missed:
+        mode = max(missed, key=lambda m: m.share)
+        reason = f"q misses {len(missed)} mode(s) of the posterior, the largest with about {mode.share:.0%} of what both hold"
+        step = "use a mixture family, start from several points and compare the ELBOs, or run NUTS from several points"
+        return _verdict(weighted, missed, _refused(reason), step)
+    q, corrected = weighted.moments(), weighted.corrected()
+    errors = {
+        "means": ((q.mean - corrected.mean) / corrected.sd).abs(),
+        "sds": (q.sd / corrected.sd - 1).abs(),
+    }
+    found: list[tuple[str, Decision, str]] = []
+    for name, limit in (("means", MEAN), ("sds", SD)):
+        error = errors[name].nan_to_num(torch.inf)
+        worst = int(error.argmax())
+        unit = "posterior sd" if name == "means" else "of the posterior sd"
+        detail = f"largest estimated error {float(error[worst]):.2f} {unit}, at {weighted.scalars.names[worst]}"
+        found.append((name, _decision(dependable, float(error[worst]) <= limit), f"{detail}; k̂ = {weighted.worst:.2f}"))
+    tails = weighted.worst <= FINITE and found[1][1] is Decision.USE
+    found.append(("tails", _decision(dependable, tails), f"k̂ = {weighted.worst:.2f}, and sds as above"))
+    found.append(("evidence", *_evidence(weighted, dependable)))
+    return _verdict(weighted, missed, found, step)
+
+
+def _refused(reason: str) -> list[tuple[str, Decision, str]]:
+    return [(name, Decision.REFUSE, reason) for name in ("means", "sds", "tails", "evidence")]
+
+
+def _decision(dependable: bool, close: bool) -> Decision:
+    if not dependable:
+        return Decision.REFUSE
+    return Decision.USE if close else Decision.CORRECT
+
+
+def _evidence(weighted: Importance, dependable: bool) -> tuple[Decision, str]:
+    if not weighted.proper:
+        return Decision.REFUSE, "the prior is improper, so no evidence exists, whatever q is"
+    evidence, elbo = weighted.log_evidence, float(weighted.log_weights.mean())
+    gap = evidence.value - elbo
+    text = f"ELBO {elbo:.3f}, importance sampling {evidence.value:.3f} ± {evidence.se:.3f}; k̂ = {weighted.worst:.2f}"
+    return _decision(dependable and isfinite(gap), gap <= 0.1), text
+
+
+def _search(model: Callable[..., Any], x: Any, weighted: Importance, seed: int) -> list[Mode]:
+    dimension = sum(value[0].numel() for value in weighted.h.values())
+    if dimension > LARGEST:
+        return []
+    # The height of the modes is compared with what q sees, which an improper prior leaves defined up to a constant alike.
+    level = weighted.log_weights.logsumexp(0) - torch.tensor(float(len(weighted.log_weights))).log()
+    return missed_modes(model, x, weighted.h, float(level), seed=seed)
+
+
+def _next_step(guide: Callable[..., Any], weighted: Importance) -> str:
+    """What would most likely help, from the guide's make and the quantity with the worst estimated error."""
+    own = unscoped(guide)
+    family = own.family if isinstance(own, Guide) else None
+    q, corrected = weighted.moments(), weighted.corrected()
+    error = ((q.mean - corrected.mean) / corrected.sd).abs() + (q.sd / corrected.sd).log().abs()
+    worst = weighted.scalars.names[int(error.nan_to_num(torch.inf).argmax())].split("[")[0]
+    if isinstance(own, Amortized):
+        return "refine λ per datum (a Local guide, or SemiAmortized), then try a larger encoder"
+    if isinstance(family, MeanField):
+        return f"take a richer family (FullRank, or Structured for hierarchical models); then reparameterise site {worst!r}"
+    if isinstance(family, FullRank):
+        return f"reparameterise site {worst!r} (non-centred), take a flow, or run NUTS"
+    return f"take a richer family, reparameterise site {worst!r}, or run NUTS"
+
+
+def _verdict(weighted: Importance, missed: tuple[Mode, ...], found: list[tuple[str, Decision, str]], step: str) -> Verdict:
+    correct = "weigh the draws: Importance.corrected() and Importance.log_evidence"
+    steps = {Decision.USE: "", Decision.CORRECT: correct, Decision.REFUSE: step}
+    findings = tuple(
+        Finding(name, decision, why, "" if "no evidence exists" in why else steps[decision]) for name, decision, why in found
+    )
+    ess = weighted.ess if weighted.worst <= HOPELESS else nan
+    return Verdict(findings, weighted.worst, ess, weighted, missed)
