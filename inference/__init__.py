@@ -5,14 +5,18 @@ from .compare import Comparison, Run, compare
 from .elbo import Estimate, Terms, elbo
 from .fit import Fit, NonFiniteLossError, cosine, fit
 from .storage import to_arviz
+from .trust import Decision, Finding, Verdict, trust
 
 __all__ = [
     "Comparison",
+    "Decision",
     "Estimate",
+    "Finding",
     "Fit",
     "NonFiniteLossError",
     "Run",
     "Terms",
+    "Verdict",
     "analytic_elbo",
     "best_elbo",
     "compare",
@@ -22,4 +26,5 @@ __all__ = [
     "fit",
     "kl",
     "to_arviz",
+    "trust",
 ]

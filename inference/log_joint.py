@@ -49,7 +49,7 @@ class LogJoint:
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
         with isolated(0), pyro.validation_enabled(False):
-            return torch.func.hessian(self._one)(u.detach())
+            return torch.func.jacrev(torch.func.grad(self._one))(u.detach())
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u: for each site shape (K, *shape)."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 __all__ = ["psis"]
 
-CONSTANT = 1e-9
-"""Log weights that differ by no more than rounding are all equal: q is the posterior."""
+CONSTANT = 1e-3
+"""Log weights that differ by no more than this count as equal: wherever q draws, it is the posterior up to a factor. Their
+tail may have any index, and means nothing."""
 
 
 def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
