@@ -4,6 +4,7 @@ from .analytic import analytic_elbo, best_elbo, evidence_minus_kl, kl
 from .compare import Comparison, Run, compare
 from .elbo import Estimate, Terms, elbo
 from .fit import Fit, NonFiniteLossError, cosine, fit
+from .reference import LongRun, NotConvergedError, reference
 from .storage import to_arviz
 from .trust import Decision, Finding, Verdict, trust
 
@@ -13,7 +14,9 @@ __all__ = [
     "Estimate",
     "Finding",
     "Fit",
+    "LongRun",
     "NonFiniteLossError",
+    "NotConvergedError",
     "Run",
     "Terms",
     "Verdict",
@@ -25,6 +28,7 @@ __all__ = [
     "evidence_minus_kl",
     "fit",
     "kl",
+    "reference",
     "to_arviz",
     "trust",
 ]

@@ -35,8 +35,8 @@ class LogJoint:
         with isolated(0):
             self.latents = Latents(unscoped(model), self.args, {}, plate=None)
         self.dim = self.latents.dim
-        self._density = torch.func.vmap(self._one)
-        self._score = torch.func.vmap(torch.func.grad(self._one))
+        self._density = torch.func.vmap(self.at)
+        self._score = torch.func.vmap(torch.func.grad(self.at))
 
     def __call__(self, u: Tensor) -> Tensor:
         """The log density at each u, shape (K, dim): shape (K,). Differentiable."""
@@ -49,7 +49,7 @@ class LogJoint:
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
         with isolated(0), pyro.validation_enabled(False):
-            return torch.func.jacrev(torch.func.grad(self._one))(u.detach())
+            return torch.func.jacrev(torch.func.grad(self.at))(u.detach())
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u: for each site shape (K, *shape)."""
@@ -59,7 +59,8 @@ class LogJoint:
         """The u of draws of the latents: shape (K, dim)."""
         return self.latents.unconstrain(h)
 
-    def _one(self, u: Tensor) -> Tensor:
+    def at(self, u: Tensor) -> Tensor:
+        """The log density at one u, shape (dim,): shape (). Differentiable; call it without validation inside vmap."""
         values, density = self.latents.constrain(u)
         with poutine.block():
             trace = prune_subsample_sites(poutine.trace(poutine.condition(self.model, values)).get_trace(*self.args))
