@@ -161,14 +161,13 @@ def _key(model: Callable[..., Any], args: tuple[Any, ...], about: dict[str, Any]
         if not getattr(kind, "__module__", "").startswith(("torch", "pyro", "builtins", "abc")):
             digest.update(inspect.getsource(kind).encode())
     if isinstance(model, nn.Module):
-        plain = {k: v for k, v in vars(model).items() if isinstance(v, (int, float, str, bool, tuple))}
-        digest.update(repr(sorted(plain.items())).encode())
+        options = {k: v for k, v in vars(model).items() if isinstance(v, (int, float, str, bool, tuple))}
+        digest.update(repr(sorted(options.items())).encode())
         for name, value in model.state_dict().items():
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     for value in args:
-        digest.update(
-            value.detach().cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-        )
+        plain = not isinstance(value, Tensor)
+        digest.update(repr(value).encode() if plain else value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
