@@ -52,7 +52,7 @@ class Latents:
     """
 
     def __init__(self, model: Callable[..., Any], args: Any, kwargs: Any, *, plate: str | None, shared: bool = False) -> None:
-        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible():
+        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible(args):
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
         if not sites:
@@ -153,12 +153,19 @@ class Latents:
 
 
 class _Feasible(Messenger):
-    """Gives sites that cannot be drawn from, as those with an improper prior, some value of their support."""
+    """Gives sites that cannot be drawn from, as those with an improper prior, some value of their support.
+
+    Such a distribution has no parameters and so no dtype; it is given that of the data.
+    """
+
+    def __init__(self, args: Any) -> None:
+        super().__init__()
+        self.dtype = next((v.dtype for v in args if isinstance(v, Tensor) and v.is_floating_point()), None)
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["value"] is None and isinstance(msg["fn"], dist.ImproperUniform):
             transform = biject_to(msg["fn"].support)
-            msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape())))
+            msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape()), dtype=self.dtype))
 
 
 def _latent(site: dict[str, Any], plate: str | None) -> Latent:

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..arguments import real
 from ..base import RegressionModel
+from .flat import flat, flat_positive
 from .port import Port
 
 __all__ = ["BLR", "NES", "KidScore", "LogMesquite"]
@@ -47,10 +47,10 @@ class _Regression(RegressionModel, Port):
         return pyro.sample("x", dist.Normal((covariates * h["beta"]).sum(-1), h["sigma"]), obs=x)
 
     def _beta(self) -> TorchDistribution:
-        return dist.ImproperUniform(constraints.real_vector, (), tuple(self.covariates.shape[1:]))
+        return flat(self.covariates[0])
 
     def _sigma(self) -> TorchDistribution:
-        return dist.ImproperUniform(constraints.positive, (), ())
+        return flat_positive(self.covariates)
 
     def _scalar(self, value: float) -> Tensor:
         return self.covariates.new_tensor(value)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from torch import Tensor
 
 from ..arguments import positive
+from .flat import flat, flat_positive
 from .port import Port
 
 __all__ = ["AutoRegression", "Garch"]
@@ -120,8 +120,8 @@ class Garch(_Series):
     def prior(self) -> dict[str, Tensor]:
         one = torch.ones_like(self.initial_scale)
         return {
-            "mu": pyro.sample("mu", dist.ImproperUniform(constraints.real, (), ())),
-            "alpha0": pyro.sample("alpha0", dist.ImproperUniform(constraints.positive, (), ())),
+            "mu": pyro.sample("mu", flat(0 * one)),
+            "alpha0": pyro.sample("alpha0", flat_positive(one)),
             "alpha1": pyro.sample("alpha1", dist.Beta(one, 2 * one)),
             "beta_share": pyro.sample("beta_share", dist.Uniform(0 * one, one)),
         }
