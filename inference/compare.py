@@ -113,8 +113,8 @@ def compare(
     """Fits every guide with every seed and measures its ELBO against the truth.
 
     Each run works on a copy of the model, so a model with parameters of its own is learned anew in each. All guides share
-    their seeds. Two rows need no fit: the prior as a guide, the floor, and the exact posterior where it is known, the
-    ceiling. They are of the model as given, so a guide whose fit learns the model too may pass the ceiling.
+    their seeds. Two rows need no fit: the prior as a guide, the floor, unless it is improper, and the exact posterior where
+    it is known, the ceiling. They are of the model as given, so a guide whose fit learns the model too may pass the ceiling.
 
     Args:
         model: the model.
@@ -154,14 +154,15 @@ def compare(
     runs = Parallel(n_jobs=jobs, return_as="generator")(work)
     fitted = list(tqdm(runs, total=len(pairs), disable=not progress, unit="fit"))
     which = " of the model as given" if _is_learned(model) else ""
-    references = [_reference(FLOOR + which, model, Prior(model), x, particles)]
-    if isinstance(model, Tractable):
-        references.append(_reference(CEILING + which, model, Posterior(model), x, particles))
+    # An improper prior is no distribution to draw from, so there is no floor.
+    proper, known = getattr(unscoped(model), "proper", True), hasattr(model, "posterior")
+    floor = [_reference(FLOOR + which, model, Prior(model), x, particles)] if proper else []
+    ceiling = [_reference(CEILING + which, model, Posterior(model), x, particles)] if known else []
     return Comparison(
         model=type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "model"),
         rows=next((len(value) for value in args if isinstance(value, Tensor) and value.dim()), 1),
         learned=_is_learned(model),
-        runs=(references[0], *fitted, *references[1:]),
+        runs=(*floor, *fitted, *ceiling),
     )
 
 
@@ -201,7 +202,8 @@ def _reference(name: str, model: Any, guide: Any, x: Any, particles: int) -> Run
 
 
 def _evidence(model: Any, x: Any) -> float:
-    if not isinstance(model, Tractable):
+    """Exact log p(x), by algebra or quadrature, of models that have it: more than are Tractable."""
+    if not hasattr(model, "log_evidence"):
         return nan
     with torch.no_grad():
         return float(model.log_evidence(*arguments(x)).sum())

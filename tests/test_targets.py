@@ -197,3 +197,22 @@ def test_a_wrong_model_of_the_same_name_has_another_evidence():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_compare_knows_evidences_that_are_not_tractable_and_leaves_out_improper_floors():
+    from guides import Structured
+    from inference import compare
+    from models.posteriordb import KidScore
+
+    options = {"steps": 5, "seeds": 1, "particles": 50}
+    model, x = EightSchools.demo()
+    frame = compare(model.double(), {"s": lambda m: Structured(m, MeanField())}, x.double(), **options).to_frame()
+    assert list(frame["guide"]) == ["prior", "s"]
+    assert frame["evidence"].tolist() == pytest.approx([-31.311347] * 2, abs=1e-5)
+    model, x = Banana.demo()
+    frame = compare(model, {"g": lambda m: Global(m, FullRank())}, x, **options).to_frame()
+    assert list(frame["guide"]) == ["prior", "g", "exact posterior"]
+    assert frame["gap"].iloc[2] == pytest.approx(0.0, abs=1e-9)
+    model, x = KidScore.demo()
+    frame = compare(model, {"g": lambda m: Global(m, FullRank())}, x, **options).to_frame()
+    assert list(frame["guide"]) == ["g"]
