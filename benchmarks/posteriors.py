@@ -101,8 +101,11 @@ class Standardised(Model):
     def likelihood(self, h: torch.Tensor, x: Any = None) -> torch.Tensor:
         u = self.centre + h @ self.scale.mT
         with pyro.validation_enabled(False):
-            density = self.joint[0].at(u) if u.dim() == 1 else torch.func.vmap(self.joint[0].at)(u)
-        pyro.factor("x", density + self.scale.diagonal().log().sum())
+            flat_density = torch.func.vmap(self.joint[0].at)(u.reshape(-1, u.shape[-1]))
+        density = flat_density.reshape(u.shape[:-1]) + self.scale.diagonal().log().sum()
+        # The plate keeps its dimension free of particles, for the plates of the model inside.
+        with pyro.plate("data", 1, dim=-1):
+            pyro.factor("x", density)
         return density
 
     def quantities(self, h: Any) -> dict[str, torch.Tensor]:
@@ -126,8 +129,7 @@ def measured(
     names: tuple[str, str], model: Model, factory: Any, *, x: torch.Tensor, truth: Any, evidence: float | None
 ) -> Row:
     begin = time.perf_counter()
-    nesting = 0 if isinstance(model, Standardised) else 1
-    objective = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=nesting)
+    objective = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     with isolated(SEED):
         guide = factory(model)
     done = fit(model, guide, x, steps=STEPS, lr=LR, objective=objective, seed=SEED)

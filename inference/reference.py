@@ -22,7 +22,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor, nn
 
-from .checks import arguments, check_data, check_positive
+from .checks import arguments, check_count, check_data
 from .diagnostics.scalars import quantities, scalars
 from .isolation import isolated
 from .log_joint import LogJoint
@@ -93,9 +93,8 @@ def reference(
     "Rank-normalization, folding, and localization: an improved R̂" (2021).
     """
     args = arguments(x)
-    check_positive(chains=chains, draws=draws, warmup=warmup)
-    if chains < 2:
-        raise ValueError("chains must be at least 2, for R̂.")
+    check_count(draws=draws, warmup=warmup)
+    check_count(least=2, chains=chains)
     check_data(model, args)
     settings = {
         "chains": chains,

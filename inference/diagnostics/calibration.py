@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from models import LocalModel, Model
 
-from ..checks import check_positive
+from ..checks import check_count
 from ..isolation import isolated
 
 __all__ = ["Calibration", "calibration"]
@@ -93,7 +93,7 @@ def calibration(
     References: Talts, Betancourt, Simpson, Vehtari & Gelman, "Validating Bayesian inference algorithms with simulation-based
     calibration" (2018); Yao, Vehtari, Simpson & Gelman (2018), section 3.
     """
-    check_positive(simulations=simulations, draws=draws)
+    check_count(simulations=simulations, draws=draws)
     if isinstance(model, LocalModel):
         h, x = model.simulate(simulations, seed=seed)
         with isolated(seed + 1), torch.no_grad():

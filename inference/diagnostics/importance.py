@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import Model
 
-from ..checks import arguments, check_data, check_pair, check_positive
+from ..checks import arguments, check_count, check_data, check_pair
 from ..draws import draws as draw
 from ..isolation import isolated, unscoped
 from .psis import psis
@@ -115,9 +115,7 @@ def importance(
     References: Yao, Vehtari, Simpson & Gelman, "Yes, but did it work?: evaluating variational inference" (2018).
     """
     args = arguments(x)
-    check_positive(draws=draws)
-    if draws < 100:
-        raise ValueError(f"draws must be at least 100, for a tail to be seen, but is {draws}.")
+    check_count(least=100, draws=draws)
     check_data(model, args)
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {})
