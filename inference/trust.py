@@ -74,12 +74,12 @@ class Verdict:
         return pd.DataFrame(rows)
 
 
-def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 4000, seed: int = 0) -> Verdict:
+def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: int = 0) -> Verdict:
     """Says of a fit whether its means, sds, tails and ELBO may be used.
 
     First a few hundred draws are weighed by the posterior; if Pareto's k̂ is beyond 1 it stops there. Else `draws` draws are
-    weighed, and the smoothed weights estimate the errors of q's own moments: where k̂ < 0.7 that estimate is dependable, and
-    corrects them if they need it. Last, as weights are blind where q does not draw, the posterior is climbed from far-away
+    weighed, and the smoothed weights estimate the errors of q's own moments: where k̂ is below 0.7 by a standard error, that
+    estimate is dependable, and corrects them if they need it. Last, as weights are blind where q does not draw, the posterior is climbed from far-away
     points for modes that q misses. All verdicts are about q; none is about the model.
 
     Args:
@@ -103,7 +103,7 @@ def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 4000, seed: int
         return _verdict(weighted, (), _refused(reason), step)
     weighted = importance(fit.model, fit.guide, x, draws=draws, seed=seed)
     step = _next_step(fit.guide, weighted)
-    dependable = weighted.worst <= DEPENDABLE
+    dependable = _upper(weighted) <= DEPENDABLE
     missed = tuple(_search(fit.model, x, weighted, seed)) if dependable else ()
     if missed:
         mode = max(missed, key=lambda m: m.share)
@@ -122,10 +122,15 @@ def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 4000, seed: int
         unit = "posterior sd" if name == "means" else "of the posterior sd"
         detail = f"largest estimated error {float(error[worst]):.2f} {unit}, at {weighted.scalars.names[worst]}"
         found.append((name, _decision(dependable, float(error[worst]) <= limit), f"{detail}; k̂ = {weighted.worst:.2f}"))
-    tails = weighted.worst <= FINITE and found[1][1] is Decision.USE
+    tails = _upper(weighted) <= FINITE and found[1][1] is Decision.USE
     found.append(("tails", _decision(dependable, tails), f"k̂ = {weighted.worst:.2f}, and sds as above"))
     found.append(("evidence", *_evidence(weighted, dependable)))
     return _verdict(weighted, missed, found, step)
+
+
+def _upper(weighted: Importance) -> float:
+    """k̂ and one standard error of it, (1 + k) / √M from the M = 3 √K weights of the tail: it is given no benefit of doubt."""
+    return weighted.worst + (1 + max(weighted.worst, 0.0)) / (3 * len(weighted.log_weights) ** 0.5) ** 0.5
 
 
 def _refused(reason: str) -> list[tuple[str, Decision, str]]:

@@ -25,7 +25,7 @@ def trust_fit(  # noqa: PLR0917
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")] = 0.03,
-    draws: Annotated[int, typer.Option(min=500, help="Draws that are weighed by the posterior.")] = 4000,
+    draws: Annotated[int, typer.Option(min=500, help="Draws that are weighed by the posterior.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the fit and the draws.")] = 0,
 ) -> None:
     """Fits a guide and says whether its means, standard deviations, tails and ELBO may be used, and what to do if not.
