@@ -243,7 +243,7 @@ def main() -> None:
                 f"Adam, {STEPS} steps, lr {LR} falling to zero, {PARTICLES} draws a step, seed {SEED}, 1 thread. Errors: "
                 "largest over the scalars (mean over them in brackets), of means in reference sds, of sds as a share. "
                 "Corrected: by Pareto-smoothed weights. Truth: exact moments where known, else the reference draws. "
-                "All but the hierarchical ones are fitted in coordinates standardised at the mode. Flow: Pyro's AutoIAFNormal.",
+                "All but the hierarchical are fitted in coordinates standardised at the mode. Flow: Pyro's AutoIAFNormal.",
                 "",
                 *header,
                 *(line(row) for row in (*real, *own)),

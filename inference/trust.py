@@ -79,8 +79,8 @@ def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: i
 
     First a few hundred draws are weighed by the posterior; if Pareto's k̂ is beyond 1 it stops there. Else `draws` draws are
     weighed, and the smoothed weights estimate the errors of q's own moments: where k̂ is below 0.7 by a standard error, that
-    estimate is dependable, and corrects them if they need it. Last, as weights are blind where q does not draw, the posterior is climbed from far-away
-    points for modes that q misses. All verdicts are about q; none is about the model.
+    estimate is dependable, and corrects them if they need it. Last, as weights are blind where q does not draw, the posterior
+    is climbed from far-away points for modes that q misses. All verdicts are about q; none is about the model.
 
     Args:
         fit: a finished fit.

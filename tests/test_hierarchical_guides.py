@@ -61,7 +61,7 @@ def test_density_is_normalised_through_the_bijection(name):
     """E_q[p(h) / q(h)] = 1 for the prior narrowed by the data: exactly, importance weights average to the evidence."""
     model, x = schools(centered=False)
     guide = built(name, model, x)
-    fit(model, guide, x, steps=800, lr=0.03)
+    fit(model, guide, x, steps=300, lr=0.05)
     with isolated(1):
         chunk = next(iter(draws(model, guide, (x,), particles=20_000))).total
     log_weight = chunk.log_likelihood + chunk.log_prior - chunk.log_q
@@ -100,7 +100,7 @@ def test_minibatch_fits_run(name):
     model, x = schools(centered=False)
     guide = built(name, model, x)
     start = elbo(model, guide, x, particles=500)
-    done = fit(model, guide, x, steps=600, lr=0.02, batch_size=4)
+    done = fit(model, guide, x, steps=200, lr=0.03, batch_size=4)
     reached = elbo(model, done.guide, x, particles=500)
     assert reached.value > start.value + 5 * (start.se + reached.se)
 

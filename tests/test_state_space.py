@@ -100,6 +100,7 @@ def test_per_step_gap_is_the_optimum_of_a_direct_search():
     torch.testing.assert_close(model.per_step_gap(x), gap().detach(), atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_per_step_encoder_keeps_its_gap_and_a_whole_series_encoder_closes_it():
     model, x = six_steps(seed=5)
     best = best_elbo(model, MeanField(), x).mean()

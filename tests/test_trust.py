@@ -69,12 +69,12 @@ def test_mean_field_on_a_strongly_correlated_regression_is_refused_for_sds():
     model = LinearRegression(covariates, noise_scale=0.8)
     x = model.simulate(40, seed=1)[1]
     guide = Global(model, MeanField())
-    done = fit(model, guide, x, steps=1000, lr=0.03)
+    done = fit(model, guide, x, steps=500, lr=0.05)
     verdict = trust(done, x)
     assert (guide.q().stddev / model.posterior(x).stddev).max() < 0.7
     assert verdict["sds"] is Decision.REFUSE
     assert "FullRank" in verdict.findings[1].next_step
-    full = trust(fit(model, Global(model, FullRank()), x, steps=1500, lr=0.03), x)
+    full = trust(fit(model, Global(model, FullRank()), x, steps=700, lr=0.05), x)
     assert full["sds"] is Decision.USE
 
 
@@ -107,7 +107,7 @@ def test_local_guides_are_judged_per_datum():
 
 def test_improper_priors_have_no_evidence():
     model, x = KidScore.demo()
-    verdict = trust(fit(model, Global(model, FullRank()), x, steps=1500, lr=0.03), x)
+    verdict = trust(fit(model, Global(model, FullRank()), x, steps=700, lr=0.05), x)
     assert verdict["evidence"] is Decision.REFUSE
     assert "no evidence exists" in verdict.findings[3].evidence
     assert verdict["means"] is not Decision.REFUSE
