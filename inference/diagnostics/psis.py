@@ -31,18 +31,19 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     columns = log_weights.detach().double().flatten(1) if log_weights.dim() > 1 else log_weights.detach().double().unsqueeze(1)
     centred = columns - columns.max(0).values
     flat = -centred.min(0).values <= CONSTANT
-    smoothed, khat = _arviz(centred.mT.numpy().copy())
-    k = torch.from_numpy(np.asarray(khat, dtype=np.float64)).reshape(-1)
-    lw = torch.from_numpy(np.asarray(smoothed)).mT
-    lw = torch.where(flat, centred - centred.logsumexp(0), lw)
-    k = torch.where(flat, -torch.inf, k)
+    lw, k = centred - centred.logsumexp(0), torch.full_like(centred[0], -torch.inf)
+    if not flat.all():
+        smoothed, khat = _arviz(centred[:, ~flat].mT.numpy().copy())
+        lw[:, ~flat] = torch.from_numpy(np.asarray(smoothed)).mT
+        k[~flat] = torch.from_numpy(np.asarray(khat, dtype=np.float64)).reshape(-1)
     return lw.reshape(log_weights.shape), k.reshape(log_weights.shape[1:])
 
 
 def _arviz(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
         if int(version("arviz").split(".")[0]) >= 1:
-            result = import_module("arviz_stats.base").array_stats.psislw(log_weights, axis=-1)
+            # It takes log likelihoods, whose leave-one-out weights are their inverse.
+            result = import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
         else:
             result = import_module("arviz").psislw(log_weights)
     return result[0], result[1]
