@@ -259,8 +259,8 @@ def main() -> None:
             [
                 "## Posteriors: errors of moments, and the verdict on them",
                 "",
-                f"Adam, {STEPS} steps, lr {LR} falling to zero, {PARTICLES} draws a step, seed {SEED}, {JOBS} fits at a time. Errors: "
-                "largest over the scalars (mean over them in brackets), of means in reference sds, of sds as a share. "
+                f"Adam, {STEPS} steps, lr {LR} falling to zero, {PARTICLES} draws a step, seed {SEED}, {JOBS} fits at a time. "
+                "Errors: largest over the scalars (mean over them in brackets), of means in reference sds, of sds as a share. "
                 "Corrected: by Pareto-smoothed weights. Truth: exact moments where known, else the reference draws. "
                 "All but the hierarchical are fitted in coordinates standardised at the mode. Flow: Pyro's AutoIAFNormal.",
                 "",
