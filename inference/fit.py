@@ -13,7 +13,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from pyro.params.param_store import StateDict
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .batches import Batch, batches
 from .checks import arguments, check_data, check_minibatch, check_pair, check_positive
 from .isolation import isolated, scoped
+from .objectives import Objective, TraceELBO
 from .row_optimiser import RowOptimiser
 
 __all__ = ["Fit", "NonFiniteLossError", "cosine", "fit"]
@@ -74,7 +75,7 @@ def fit(
     *,
     steps: int,
     lr: float = 0.01,
-    objective: ELBO | None = None,
+    objective: Objective | ELBO = TraceELBO(),  # noqa: B008 - frozen
     optimiser: Callable[..., Optimizer] = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
@@ -93,7 +94,8 @@ def fit(
         x: the data.
         steps: number of optimiser steps.
         lr: learning rate at the first step.
-        objective: an ELBO object of Pyro's; by default `Trace_ELBO()`, the plain reparameterised estimator with one draw.
+        objective: one of `inference.objectives`, or an ELBO object of Pyro's; by default the estimator of Pyro's
+            `Trace_ELBO` with one draw.
         optimiser: makes a torch optimiser from parameters and `lr`.
         schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
@@ -114,7 +116,6 @@ def fit(
     check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
-    objective = Trace_ELBO() if objective is None else objective
     losses = torch.empty(steps, dtype=torch.float64)
     begin = time.perf_counter()
     with isolated(seed) as store:
@@ -130,7 +131,7 @@ def fit(
                 batch = next(stream)
                 rng = torch.get_rng_state()
                 with rows, poutine.trace(param_only=True) as used:
-                    loss = float(objective.loss_and_grads(model, guide, *batch.args, **batch.kwargs))
+                    loss = _loss_and_grads(objective, model, guide, batch)
                 _adopt(used.trace, parameters, rows, descent)
                 if not (isfinite(loss) and _finite_gradients(parameters)):
                     raise _explain(model, guide, batch, rows, step=step, loss=loss, rng=rng)
@@ -164,6 +165,16 @@ def _parameters(
     for parameter in parameters:
         parameter.grad = None
     return parameters
+
+
+def _loss_and_grads(objective: Objective | ELBO, model: Callable[..., Any], guide: Callable[..., Any], batch: Batch) -> float:
+    """The loss of one batch; adds its gradient to the parameters'."""
+    if hasattr(objective, "loss_and_grads"):
+        return float(objective.loss_and_grads(model, guide, *batch.args, **batch.kwargs))
+    value, surrogate = objective(model, guide, batch.args, batch.kwargs)
+    if surrogate.requires_grad:
+        surrogate.backward()
+    return float(value)
 
 
 @contextmanager
