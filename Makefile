@@ -22,6 +22,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/local_table.py
+	$(BIN)/python benchmarks/gradient_variance.py
 
 wheel: $(READY)
 	rm -rf dist
