@@ -21,6 +21,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/local_table.py
+	$(BIN)/python benchmarks/gradient_variance.py
 
 wheel: $(READY)
 	rm -rf dist

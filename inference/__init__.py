@@ -4,12 +4,15 @@ from .analytic import analytic_elbo, best_elbo, evidence_minus_kl, kl
 from .compare import Comparison, Run, compare
 from .elbo import Estimate, Terms, elbo
 from .fit import Fit, NonFiniteLossError, cosine, fit
+from .gradient_variance import Estimator, GradientVariance, gradient_variance
 from .storage import to_arviz
 
 __all__ = [
     "Comparison",
     "Estimate",
+    "Estimator",
     "Fit",
+    "GradientVariance",
     "NonFiniteLossError",
     "Run",
     "Terms",
@@ -20,6 +23,7 @@ __all__ = [
     "elbo",
     "evidence_minus_kl",
     "fit",
+    "gradient_variance",
     "kl",
     "to_arviz",
 ]

@@ -83,7 +83,7 @@ def fit(
     *,
     steps: int,
     lr: float = 0.01,
-    objective: Objective | ELBO | None = None,
+    objective: Objective | ELBO = TraceELBO(),  # noqa: B008 - frozen
     optimiser: Callable[..., Optimizer] = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
@@ -103,8 +103,8 @@ def fit(
         x: the data.
         steps: number of optimiser steps.
         lr: learning rate at the first step.
-        objective: what to minimise; by default `TraceELBO()`, Pyro's plain reparameterised estimator with one draw. Pyro's own
-            ELBO objects are objectives too.
+        objective: one of `inference.objectives`, or an ELBO object of Pyro's; by default the estimator of Pyro's
+            `Trace_ELBO` with one draw.
         optimiser: makes a torch optimiser from parameters and `lr`.
         schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
@@ -125,7 +125,6 @@ def fit(
     check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
-    objective = TraceELBO() if objective is None else objective
     if isinstance(objective, type):
         raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
     losses = torch.empty(steps, dtype=torch.float64)
