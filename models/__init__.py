@@ -7,13 +7,17 @@ from .base import LocalModel, Model, RegressionModel, Tractable
 from .factor_analysis import FactorAnalysis
 from .gaussian_mean import GaussianMean
 from .linear_regression import LinearRegression
+from .linear_vae import LinearVAE
 from .local_gaussian import LocalGaussian
 from .probabilistic_pca import ProbabilisticPCA
+from .vae import VAE
 
 __all__ = [
+    "VAE",
     "FactorAnalysis",
     "GaussianMean",
     "LinearRegression",
+    "LinearVAE",
     "LocalGaussian",
     "LocalModel",
     "Model",
