@@ -4,6 +4,7 @@ Each module declares one model: its prior, its likelihood and, where the algebra
 """
 
 from .base import LocalModel, Model, RegressionModel, Tractable
+from .binary_vae import BinaryVAE
 from .factor_analysis import FactorAnalysis
 from .gaussian_mean import GaussianMean
 from .linear_regression import LinearRegression
@@ -14,6 +15,7 @@ from .vae import VAE
 
 __all__ = [
     "VAE",
+    "BinaryVAE",
     "FactorAnalysis",
     "GaussianMean",
     "LinearRegression",
