@@ -32,7 +32,7 @@ def demo(model_class, seed=0):
 
 def is_discrete(model_class):
     """Whether the latents are zeros and ones."""
-    with poutine.block():
+    with poutine.block(), torch.random.fork_rng():
         return poutine.trace(demo(model_class)[0].prior).get_trace().nodes["h"]["fn"].support.is_discrete
 
 
