@@ -158,8 +158,9 @@ def gaps(
         best = ascend(model, latents, guide.family, source, args, ascent=ascent)
         if not isinstance(guide, Amortized):
             source = best
+    with isolated(seed + 1):
         elbo, gained, lost, top = _elbos(model, guide, (own, source, best), args, particles)
-    evidence, evidence_by = _evidence(model, guide, best, x, samples=samples, temperatures=temperatures, seed=seed + 1)
+    evidence, evidence_by = _evidence(model, guide, best, x, samples=samples, temperatures=temperatures, seed=seed + 2)
     value = elbo.value + gained.value + lost.value
     return Gaps(
         evidence=evidence,
