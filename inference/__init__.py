@@ -1,18 +1,15 @@
 """Inference: fit a guide, measure its ELBO, compare it with the truth."""
 
 from .analytic import analytic_elbo, best_elbo, evidence_minus_kl, kl
-from .analytic_objective import AnalyticELBO
 from .compare import Comparison, Run, compare
 from .elbo import Estimate, Terms, elbo
 from .evidence import Evidence, Sandwich, ais, ais_reverse, bidirectional, iwae
 from .fit import Fit, NonFiniteLossError, cosine, fit
 from .gaps import Gaps, Part, gaps
 from .row_ascent import Ascent, fit_unseen
-from .score_function import ScoreFunction
 from .storage import to_arviz
 
 __all__ = [
-    "AnalyticELBO",
     "Ascent",
     "Comparison",
     "Estimate",
@@ -23,7 +20,6 @@ __all__ = [
     "Part",
     "Run",
     "Sandwich",
-    "ScoreFunction",
     "Terms",
     "ais",
     "ais_reverse",

@@ -17,7 +17,7 @@ from guides import Amortized, Guide
 from models import Tractable
 
 from .batches import batches
-from .checks import arguments, check_data, check_pair, check_positive
+from .checks import arguments, check_count, check_data, check_pair, check_rate
 from .draws import LIMIT
 from .evidence import Evidence, ais, iwae
 from .evidence.iwae import with_table
@@ -135,11 +135,10 @@ def gaps(
     Reference: Cremer, Li & Duvenaud, "Inference suboptimality in variational autoencoders" (2018).
     """
     args = arguments(x)
-    check_positive(particles=particles, samples=samples, encoder_lr=encoder_lr)
-    if particles < 2:
-        raise ValueError("particles must be at least 2, for a standard error.")
-    if encoder_steps < 0 or temperatures < 0:
-        raise ValueError(f"encoder_steps and temperatures must not be negative, but are {encoder_steps} and {temperatures}.")
+    check_rate(encoder_lr)
+    check_count(samples=samples)
+    check_count(particles=particles, least=2)
+    check_count(encoder_steps=encoder_steps, temperatures=temperatures, least=0)
     check_data(model, args)
     guide, model = unscoped(guide), unscoped(model)
     if not isinstance(guide, Guide):
@@ -176,7 +175,7 @@ def _best_encoder(
     model: Callable[..., Any], guide: Amortized, train: tuple[Any, ...], *, steps: int, lr: float, batch_size: int | None
 ) -> Callable[[Tensor], Tensor]:
     """x → λ of a copy of the guide whose encoder was trained further, the model left as it is."""
-    twin = copy.deepcopy(guide, {id(guide.model): guide.model})
+    twin = copy.deepcopy(guide)
     assert twin.latents is not None
     parameters = [p.requires_grad_() for p in twin.parameters()]
     adam = torch.optim.Adam(parameters, lr=lr)

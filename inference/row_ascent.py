@@ -13,7 +13,7 @@ from guides import Guide, Local
 from guides.families import Family
 from guides.latents import Latents
 
-from .checks import arguments, check_data, check_positive
+from .checks import arguments, check_count, check_data, check_rate
 from .isolation import isolated
 
 __all__ = ["Ascent", "ascend", "fit_unseen", "log_weights"]
@@ -70,7 +70,8 @@ def ascend(
 
     Reference: Roeder, Wu & Duvenaud, "Sticking the landing" (2017).
     """
-    check_positive(steps=ascent.steps, lr=ascent.lr, window=ascent.window, patience=ascent.patience, draws=ascent.draws)
+    check_rate(ascent.lr)
+    check_count(steps=ascent.steps, window=ascent.window, patience=ascent.patience, draws=ascent.draws)
     if family.discrete:
         raise ValueError(f"{type(family).__name__} has no reparameterised draws, so its λ cannot be optimised by them.")
     lam = start.detach().clone().requires_grad_()

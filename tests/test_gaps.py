@@ -243,7 +243,10 @@ class TestSemiAmortized:
         (lambda m: SemiAmortized(m, Bernoulli()), "no gradient with respect to its draws"),
         (lambda m: Flow(0), "layers and hidden must be at least 1"),
         (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), particles=1), "particles must be at least 2"),
-        (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), encoder_steps=-1), "must not be negative"),
+        (
+            lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), encoder_steps=-1),
+            "encoder_steps must be at least 0",
+        ),
         (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6) / 0.0), "row 0 of x holds nan"),
     ],
 )

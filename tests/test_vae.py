@@ -13,7 +13,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from guides import MLP, Amortized, Bernoulli, Conv, Linear, Local, MeanField, Posterior
-from inference import AnalyticELBO, ScoreFunction, analytic_elbo, elbo, evidence_minus_kl, fit, gaps, iwae
+from inference import analytic_elbo, elbo, evidence_minus_kl, fit, gaps, iwae
+from inference.objectives import AnalyticELBO, ScoreFunction
 from models import VAE, BinaryVAE, LinearVAE, LocalGaussian, ProbabilisticPCA, datasets, decoders, images, observations
 from models.states import States, all_states
 
@@ -105,8 +106,8 @@ class TestBinaryVAE:
         def flat(loss):
             return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
-        exact = flat(AnalyticELBO().differentiable_loss(model, guide, x))
-        found = torch.stack([flat(ScoreFunction(draws).differentiable_loss(model, guide, x)) for _ in range(300)])
+        exact = flat(AnalyticELBO()(model, guide, (x,), {}).surrogate)
+        found = torch.stack([flat(ScoreFunction(draws)(model, guide, (x,), {}).surrogate) for _ in range(300)])
         plain = torch.stack([flat(_without_baseline(model, guide, x, draws)) for _ in range(300)])
         for estimates in (found, plain):
             z = (estimates.mean(0) - exact) / (estimates.std(0) / 300**0.5 + 1e-12)
@@ -147,7 +148,7 @@ def _climb(model, guide, x, objective, *, steps):
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
         adam.zero_grad()
-        objective.loss_and_grads(model, guide, x)
+        objective(model, guide, (x,), {}).surrogate.backward()
         adam.step()
         decay.step()
 

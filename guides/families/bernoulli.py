@@ -16,8 +16,8 @@ __all__ = ["Bernoulli"]
 class Bernoulli(Family):
     """Independent zeros and ones: λ = logits. For models with binary latents, such as `models.BinaryVAE`.
 
-    It has no reparameterised gradient: fit it with `inference.ScoreFunction` or, where states can be summed, with
-    `inference.AnalyticELBO`.
+    It has no reparameterised gradient: fit it with `inference.objectives.ScoreFunction` or, where states can be summed, with
+    `inference.objectives.AnalyticELBO`.
     """
 
     discrete: ClassVar[bool] = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from guides import Guide
 from guides.latents import Latents
 
-from ..checks import arguments, check_data, check_pair, check_positive
+from ..checks import arguments, check_count, check_data, check_pair
 from ..draws import draws
 from ..isolation import isolated, unscoped
 from .estimate import Evidence, LogMean
@@ -263,7 +263,8 @@ def _joined(found: list[Evidence]) -> Evidence:
 
 
 def _check(*, temperatures: int, chains: int, leapfrog: int, pilot: int) -> None:
-    check_positive(chains=chains, leapfrog=leapfrog, pilot=pilot)
+    check_count(chains=chains, leapfrog=leapfrog, pilot=pilot)
+    check_count(temperatures=temperatures)
     if temperatures < 2:
         raise ValueError(
             f"temperatures must be at least 2, but is {temperatures}: with one, nothing is annealed, and iwae does the same."

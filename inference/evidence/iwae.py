@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guides import Guide, Local
 
-from ..checks import arguments, check_data, check_pair, check_positive
+from ..checks import arguments, check_count, check_data, check_pair
 from ..draws import draws
 from ..isolation import isolated, unscoped
 from .estimate import Evidence, LogMean
@@ -49,7 +49,7 @@ def iwae(
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
     """
     args = arguments(x)
-    check_positive(samples=samples)
+    check_count(samples=samples)
     check_data(model, args)
     values = []
     with isolated(seed), torch.no_grad():
