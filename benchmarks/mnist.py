@@ -131,7 +131,9 @@ def gap_table(model: VAE, guide: Amortized, *, encoder_steps: int) -> list[str]:
         "",
         f"First 100 test images; nats per datum ± Monte Carlo error. Copies of both encoders were trained {encoder_steps}",
         "steps further on the training images with the decoder frozen; the flow's starts as the Gaussian's, so that its",
-        "optimisation gap is what this training gained.",
+        "optimisation gap is what this training gained. A negative one says that it was lost again on these test images. The",
+        "weights of the flow are those of a small net for each image, which its encoder has to give: it pays in amortization",
+        "what it gains in approximation.",
     ]
 
 
