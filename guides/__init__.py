@@ -1,15 +1,18 @@
 """Guides q_λ(h | x) = a family (the shape of q) × a source (where λ comes from). Any family goes with any source."""
 
-from .encoders import MLP, Linear
-from .families import Blocks, Delta, Family, FullRank, LowRank, MeanField
-from .sources import Amortized, Global, Guide, Local, Posterior, Prior, rows
+from .encoders import MLP, Conv, Linear
+from .families import Bernoulli, Blocks, Delta, Family, Flow, FullRank, LowRank, MeanField
+from .sources import Amortized, Global, Guide, Local, Posterior, Prior, SemiAmortized, rows
 
 __all__ = [
     "MLP",
     "Amortized",
+    "Bernoulli",
     "Blocks",
+    "Conv",
     "Delta",
     "Family",
+    "Flow",
     "FullRank",
     "Global",
     "Guide",
@@ -19,5 +22,6 @@ __all__ = [
     "MeanField",
     "Posterior",
     "Prior",
+    "SemiAmortized",
     "rows",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import pyro
 import torch
@@ -34,7 +34,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     Every model is plain Pyro and runs under `pyro.infer.SVI`, `Predictive`, `NUTS` and the autoguides as it is.
     """
 
-    support: ClassVar[constraints.Constraint] = constraints.real
+    support: constraints.Constraint = constraints.real
     """Where a single entry of x may lie."""
 
     def __init__(self) -> None:

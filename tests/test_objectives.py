@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import TRACTABLE, build, demo, shake
+from problems import PAIRS, TRACTABLE, build, demo, shake
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides import Amortized, FullRank, Global, Linear, Local, MeanField
@@ -37,7 +37,9 @@ from inference.objectives import (
 from models import FactorAnalysis, GaussianMean, LocalGaussian, LocalModel
 
 EXPORTS = [getattr(objectives, name) for name in objectives.__all__]
-OBJECTIVES = [export for export in EXPORTS if inspect.isclass(export) and dataclasses.is_dataclass(export)]
+ALL = [export for export in EXPORTS if inspect.isclass(export) and dataclasses.is_dataclass(export)]
+OBJECTIVES = [cls for cls in ALL if dataclasses.fields(cls)]
+"""Those that draw; AnalyticELBO has nothing to draw, and a test of its own."""
 CONTINUOUS = [cls for cls in OBJECTIVES if cls is not Enumerated]
 ELBOS = [cls for cls in CONTINUOUS if cls.estimates_elbo]
 BOUNDS = [cls for cls in CONTINUOUS if not cls.estimates_elbo]
@@ -504,3 +506,20 @@ class TestBadInput:
         with pytest.raises(ValueError, match="discrete"):
             fit(mixture.model, mixture.guide, mixture.x, steps=3, objective=IWAE())
         assert torch.equal(mixture.lam, before)
+
+
+@pytest.mark.parametrize("model_class", TRACTABLE)
+def test_the_analytic_elbo_has_no_noise_and_scales_minibatches(model_class):
+    assert set(ALL) - set(OBJECTIVES) == {objectives.AnalyticELBO}
+    model, x = demo(model_class)
+    source = Local if isinstance(model, LocalModel) else Global
+    families = [pair.values[2] for pair in PAIRS if pair.values[:2] == (model_class, source)]
+    guide = build(model, source, families[0], x)
+    whole = objectives.AnalyticELBO()(model, guide, (x,), {})
+    torch.testing.assert_close(whole.value, -analytic_elbo(model, guide.q(x), x).sum(), atol=1e-10, rtol=0.0)
+    if isinstance(model, LocalModel):
+        parts = [
+            objectives.AnalyticELBO()(model, guide, (x[i],), {"index": i, "size": len(x)}).value
+            for i in torch.arange(len(x)).reshape(4, -1)
+        ]
+        torch.testing.assert_close(torch.stack(parts).mean(), whole.value, atol=1e-10, rtol=0.0)

@@ -1,6 +1,7 @@
 """Encoders: nets from a datum x_i to its λ_i."""
 
+from .conv import Conv
 from .linear import Linear
 from .mlp import MLP
 
-__all__ = ["MLP", "Linear"]
+__all__ = ["MLP", "Conv", "Linear"]

@@ -6,5 +6,6 @@ from .global_ import Global
 from .local import Local, rows
 from .posterior import Posterior
 from .prior import Prior
+from .semi_amortized import SemiAmortized
 
-__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "rows"]
+__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "SemiAmortized", "rows"]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from ..encoders import MLP
@@ -61,7 +60,8 @@ class Amortized(Guide):
         self.register_buffer("start", self.family.start())
         self.encoder = encoder
 
-    def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         if x.dtype != self.start.dtype:
             raise TypeError(f"this Amortized guide holds {self.start.dtype}, but x is {x.dtype}: convert one of them.")
-        return self.family(self.encoder(x) + self.start)
+        lam: Tensor = self.encoder(x) + self.start
+        return lam

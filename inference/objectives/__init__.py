@@ -1,5 +1,6 @@
 """Objectives: what a fit minimises, and how its gradient is estimated. One file each."""
 
+from .analytic_elbo import AnalyticELBO
 from .analytic_kl import AnalyticKL
 from .base import Loss, Objective
 from .closed_form_entropy import ClosedFormEntropy
@@ -16,6 +17,7 @@ from .vimco import VIMCO
 __all__ = [
     "IWAE",
     "VIMCO",
+    "AnalyticELBO",
     "AnalyticKL",
     "ClosedFormEntropy",
     "DReG",
