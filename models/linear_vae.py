@@ -53,10 +53,12 @@ class LinearVAE(VAE):
         return model, model.simulate(60, seed=seed)[1]
 
     @classmethod
-    def from_dataset(cls, data: Dataset, *, latents: int = 8) -> tuple[Self, Tensor]:
+    def from_dataset(cls, data: Dataset, *, latents: int = 8, seed: int = 0) -> tuple[Self, Tensor]:
         """Random weights, offset at the data's mean, noise_scale at their standard deviation."""
         x = data.x.flatten(1)
-        model = cls(x.shape[1], min(latents, x.shape[1] - 1), noise_scale=float(x.std())).to(x.dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(x.shape[1], min(latents, x.shape[1] - 1), noise_scale=float(x.std())).to(x.dtype)
         model.start_at(x)
         return model, x
 

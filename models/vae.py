@@ -84,15 +84,17 @@ class VAE(LocalModel):
         return model, model.simulate(60, seed=seed)[1]
 
     @classmethod
-    def from_dataset(cls, data: Dataset, *, latents: int = 8) -> tuple[Self, Tensor]:
-        """A decoder with 64 hidden units from the global random state, offset at the data's mean.
+    def from_dataset(cls, data: Dataset, *, latents: int = 8, seed: int = 0) -> tuple[Self, Tensor]:
+        """A decoder with 64 hidden units and random weights, offset at the data's mean.
 
         The observation is Bernoulli if every entry is 0 or 1, else Gaussian with a learned scale.
         """
         x = data.x
         binary = bool(((x == 0) | (x == 1)).all())
         observation = Bernoulli() if binary else Gaussian(float(x.std()))
-        model = cls(tuple(x.shape[1:]), latents, observation=observation).to(x.dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(tuple(x.shape[1:]), latents, observation=observation).to(x.dtype)
         model.start_at(x)
         return model, x
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn.functional import softplus
-from zuko.transforms import ComposedTransform, CouplingTransform, DependentTransform, MonotonicAffineTransform
+from zuko.transforms import CouplingTransform, MonotonicAffineTransform
 
 from .base import Family, inverse_softplus
 
@@ -59,13 +59,12 @@ class Flow(Family):
     def forward(self, lam: Tensor) -> dist.TransformedDistribution:
         sizes = [size for layer in range(self.layers) for size in self._split(layer)]
         loc, raw_scale, *weights = lam.split([self.dim, self.dim, *sizes], -1)
-        steps: list[Transform] = [
-            CouplingTransform(_Conditioner(first, second, *self._halves(layer), self.hidden), self._mask(layer, lam))
+        layers = [
+            _Coupling(_Conditioner(first, second, *self._halves(layer), self.hidden), self._mask(layer, lam))
             for layer, first, second in zip(range(self.layers), weights[::2], weights[1::2], strict=True)
         ]
-        steps.append(DependentTransform(_Affine(loc, softplus(raw_scale)), 1))
         base = dist.Normal(torch.zeros_like(loc), 1.0).to_event(1)
-        return dist.TransformedDistribution(base, [ComposedTransform(*steps)])
+        return dist.TransformedDistribution(base, [_Stack(layers, loc, softplus(raw_scale))])
 
     def _halves(self, layer: int) -> tuple[int, int]:
         """How many coordinates a layer keeps, and how many it moves."""
@@ -92,31 +91,68 @@ class _Conditioner:
 
     def __call__(self, kept: Tensor) -> Transform:
         log_scale, shift = _affine(self.second, _affine(self.first, kept).tanh()).chunk(2, -1)
-        return DependentTransform(MonotonicAffineTransform(shift, log_scale, slope=0.1), 1)
+        return MonotonicAffineTransform(shift, log_scale, slope=0.1)
 
 
-class _Affine(Transform):
-    """z → loc + scale z, with the density to float precision."""
+class _Coupling(CouplingTransform):
+    """zuko's layer without `Transform.inv`, whose result torch keeps in a cycle with its transform, and a dead graph with both."""
 
-    domain = constraints.real
-    codomain = constraints.real
+    def _inverse(self, y: Tensor) -> Tensor:
+        kept, moved = self.split(y)
+        return self.merge(kept, self.meta(kept)._inverse(moved), y.shape)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, each = super().call_and_ladj(x)
+        return y, each.sum(-1)
+
+
+class _Stack(Transform):
+    """All layers, then loc + scale · z."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, loc: Tensor, scale: Tensor, **options: Any) -> None:
+    def __init__(self, layers: list[_Coupling], loc: Tensor, scale: Tensor, **options: Any) -> None:
         super().__init__(**options)
-        self.loc, self.scale = loc, scale
+        self.layers, self.loc, self.scale = layers, loc, scale
+
+    @property
+    def inv(self) -> _Inverse:
+        return _Inverse(self)
 
     def _call(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer._call(x)
         return self.loc + self.scale * x
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return (y - self.loc) / self.scale
+        x = (y - self.loc) / self.scale
+        for layer in reversed(self.layers):
+            x = layer._inverse(x)
+        return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.scale.log().expand(x.shape)
+        total = self.scale.log().sum(-1)
+        for layer in self.layers:
+            x, part = layer.call_and_ladj(x)
+            total = total + part
+        return total
 
-    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._call(x), self.scale.log().expand(x.shape)
+
+class _Inverse(Transform):
+    """The inverse of a stack, made anew at each use."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, forward: _Stack) -> None:
+        super().__init__()
+        self._forward = forward
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._forward._inverse(x)
 
 
 def _affine(weight: Tensor, x: Tensor) -> Tensor:

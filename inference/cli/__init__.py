@@ -1,5 +1,6 @@
 """The command line `taut`: the same names as in Python, typed at a shell."""
 
+from . import single
 from .main import app
 
-__all__ = ["app"]
+__all__ = ["app", "single"]

@@ -26,7 +26,7 @@ from ..fit import NonFiniteLossError
 from ..results import check_folder, save_comparison
 from . import names
 
-__all__ = ["app"]
+__all__ = ["app", "console", "explained"]
 
 WIDTH_OF_A_FILE = 110
 
@@ -103,7 +103,7 @@ def compare_guides(  # noqa: PLR0917
 
         taut compare --model "ProbabilisticPCA(factors=4)" --data digits --batch-size 256 --steps 5000
     """
-    with _explained():
+    with explained():
         if model is None and data is not None:
             raise names.UnknownNameError("--data is given without --model: say which model to fit to it.")
         chosen = DEFAULT_PROBLEMS if model is None else ((model, data),)
@@ -134,7 +134,7 @@ def compare_guides(  # noqa: PLR0917
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Bad input ends with its message and exit code 2, a failed fit with 1; neither with a traceback."""
     try:
         yield
