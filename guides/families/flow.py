@@ -95,7 +95,7 @@ class _Conditioner:
 
 
 class _Coupling(CouplingTransform):
-    """zuko's layer without `Transform.inv`, whose result torch keeps in a cycle with its transform, and a dead graph with both."""
+    """zuko's layer without `Transform.inv`: torch keeps that in a cycle with its transform, which keeps dead graphs alive."""
 
     def _inverse(self, y: Tensor) -> Tensor:
         kept, moved = self.split(y)
