@@ -9,10 +9,10 @@ compare: $(READY)
 	$(BIN)/taut compare --out results --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -21,6 +21,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/local_table.py
+	$(BIN)/python benchmarks/gradient_variance.py
 
 wheel: $(READY)
 	rm -rf dist

@@ -1,15 +1,18 @@
 """Guides q_λ(h | x) = a family (the shape of q) × a source (where λ comes from). Any family goes with any source."""
 
-from .encoders import MLP, Linear, PerStep
-from .families import Blocks, Delta, Family, FullRank, LowRank, MeanField
-from .sources import Amortized, Global, Guide, Local, Posterior, Prior, Structured, rows
+from .encoders import MLP, Conv, Linear, PerStep
+from .families import Bernoulli, Blocks, Delta, Family, Flow, FullRank, LowRank, MeanField
+from .sources import Amortized, Global, Guide, Local, Posterior, Prior, SemiAmortized, Structured, rows
 
 __all__ = [
     "MLP",
     "Amortized",
+    "Bernoulli",
     "Blocks",
+    "Conv",
     "Delta",
     "Family",
+    "Flow",
     "FullRank",
     "Global",
     "Guide",
@@ -20,6 +23,7 @@ __all__ = [
     "PerStep",
     "Posterior",
     "Prior",
+    "SemiAmortized",
     "Structured",
     "rows",
 ]

@@ -34,8 +34,8 @@ class Latent:
     event_shape: torch.Size
     unconstrained_shape: torch.Size
     frames: tuple[CondIndepStackFrame, ...]
-    is_real_vector: bool
-    """Whether the site takes a real vector as it is, without a bijection or a reshape."""
+    is_vector: bool
+    """Whether the site takes the packed vector as it is, without a bijection or a reshape."""
 
 
 class Latents:
@@ -45,13 +45,23 @@ class Latents:
         model: any Pyro program.
         args, kwargs: arguments for one call of it.
         plate: name of the data plate. If it is not None, the vector is one per datum, of the latents that lie in it.
+        discrete: whether the latents are binary, for a discrete family, and not real numbers.
         shared: pack the latents that lie outside the plate instead, into one vector for all data. There may be none.
 
     Raises:
-        ValueError: if there is nothing to pack, or a latent is discrete, or none is inside the plate.
+        ValueError: if there is nothing to pack, or a latent is discrete (or is not), or none is inside the plate.
     """
 
-    def __init__(self, model: Callable[..., Any], args: Any, kwargs: Any, *, plate: str | None, shared: bool = False) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        plate: str | None,
+        discrete: bool = False,
+        shared: bool = False,
+    ) -> None:
         with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible(args):
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
@@ -64,11 +74,16 @@ class Latents:
             sites = outside if shared else local or sites
         plate = None if shared else plate
         self.plate = plate
-        self.sites = [_latent(site, plate) for site in sites]
+        self.discrete = discrete
+        self.sites = [_latent(site, plate, discrete=discrete) for site in sites]
+        if discrete and not (len(sites) == 1 and self.sites[0].is_vector):
+            raise ValueError("a discrete family needs a model with a single latent: a vector of zeros and ones.")
         self.dim = sum(self._width(site) for site in self.sites)
         self.dtype = sites[0]["value"].dtype if sites else None
         self.device = sites[0]["value"].device if sites else None
         self.sizes: dict[str, int] = {f.name: f.full_size or f.size for site in self.sites for f in site.frames}
+        every = [frame for site in trace.nodes.values() if site["type"] == "sample" for frame in site["cond_indep_stack"]]
+        self.depth = max((-f.dim for f in every if f.vectorized and f.dim is not None), default=0)
         self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
 
     def sample(
@@ -82,7 +97,7 @@ class Latents:
         with ExitStack() as stack:
             if plate is not None:
                 stack.enter_context(plate)
-            if len(self.sites) == 1 and self.sites[0].is_real_vector and (plate is not None or not self.sites[0].frames):
+            if len(self.sites) == 1 and self.sites[0].is_vector and (plate is not None or not self.sites[0].frames):
                 name = self.sites[0].name
                 value = pyro.sample(name, q)
                 return {name: value}, value
@@ -114,6 +129,65 @@ class Latents:
                 got = f"shape {tuple(values[site.name].shape)}" if site.name in values else "nothing"
                 raise ValueError(f"draws of the latent {site.name!r} must have shape {('K', *shape)}, but there is {got}.")
             parts.append(biject_to(site.support).inv(values[site.name]).reshape(len(values[site.name]), -1))
+        return torch.cat(parts, -1)
+
+    def log_factors(self, model: Callable[..., Any], packed: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """log p(h), as a density over the packed vector (the Jacobian of bounded latents included), and log p(x | h).
+
+        Differentiable in `packed`; hidden from whatever Pyro handlers are active.
+
+        Args:
+            model: the model that these latents were learned from.
+            packed: K draws, shape (K, N, dim), or (K, dim) without a data plate.
+            args: arguments for one call of the model, with N data.
+
+        Returns:
+            Two tensors of shape (K, N), or (K,) without a data plate.
+        """
+        local = self.plate is not None
+        lead = (packed.shape[0], *(1,) * (self.depth - local), *packed.shape[1:-1])
+        point = dist.Delta(packed.reshape(*lead, self.dim), event_dim=1)
+
+        def guide() -> None:
+            self.sample(point, pyro.plate(self.plate, packed.shape[-2], dim=-1) if self.plate is not None else None)
+
+        with poutine.block():
+            guide_trace = poutine.trace(guide).get_trace()
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+        prior = likelihood = packed.new_zeros(packed.shape[:-1])
+        for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
+            trace.compute_log_prob()
+            for site in trace.nodes.values():
+                if site["type"] == "sample":
+                    value = site["log_prob"]
+                    value = value.reshape((1,) * (self.depth + 1 - value.dim()) + tuple(value.shape))
+                    kept = (0, self.depth) if local else (0,)
+                    if others := [d for d in range(self.depth + 1) if d not in kept]:
+                        value = value.sum(others)
+                    if site["is_observed"]:
+                        likelihood = likelihood + value
+                    else:
+                        prior = prior + sign * value
+        return prior, likelihood
+
+    def log_joint(self, model: Callable[..., Any], packed: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """log p(x, h) over the packed vector: the sum of `log_factors`, which has the arguments."""
+        prior, likelihood = self.log_factors(model, packed, args)
+        return prior + likelihood
+
+    def pack(self, values: dict[str, Tensor]) -> Tensor:
+        """The packed vectors of draws of every latent, each of shape (K, *shape): the inverse of what `sample` hands out.
+
+        Returns:
+            Shape (K, N, dim), or (K, dim) without a data plate.
+        """
+        parts = []
+        for site in self.sites:
+            value = values[site.name]
+            if not site.is_vector:
+                value = biject_to(site.support).inv(value)
+            kept = 2 if self.plate is not None else 1
+            parts.append(value.reshape(*value.shape[:kept], self._width(site)))
         return torch.cat(parts, -1)
 
     def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
@@ -168,10 +242,12 @@ class _Feasible(Messenger):
             msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape()), dtype=self.dtype))
 
 
-def _latent(site: dict[str, Any], plate: str | None) -> Latent:
+def _latent(site: dict[str, Any], plate: str | None, *, discrete: bool) -> Latent:
     name, fn = site["name"], site["fn"]
-    if fn.support.is_discrete:
-        raise ValueError(f"the latent {name!r} is discrete ({fn}); these families are over real vectors.")
+    if fn.support.is_discrete and not discrete:
+        raise ValueError(f"the latent {name!r} is discrete ({fn}); this family is over real vectors.")
+    if discrete and not fn.support.is_discrete:
+        raise ValueError(f"the latent {name!r} is continuous ({fn}); this family is over vectors of zeros and ones.")
     frames = tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
     if plate is not None and [frame.name for frame in frames] != [plate]:
         inside = ", ".join(repr(frame.name) for frame in frames) or "no plate"
@@ -189,7 +265,7 @@ def _latent(site: dict[str, Any], plate: str | None) -> Latent:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     batch_shape = site["value"].shape[: site["value"].dim() - len(event_shape)]
-    unconstrained = biject_to(fn.support).inverse_shape(fn.shape())
+    unconstrained = fn.shape() if discrete else biject_to(fn.support).inverse_shape(fn.shape())
     return Latent(
         name=name,
         support=fn.support,
@@ -197,5 +273,5 @@ def _latent(site: dict[str, Any], plate: str | None) -> Latent:
         event_shape=event_shape,
         unconstrained_shape=unconstrained[len(fn.batch_shape) :],
         frames=frames,
-        is_real_vector=len(event_shape) == 1 and support is constraints.real,
+        is_vector=len(event_shape) == 1 and support in (constraints.real, constraints.boolean),
     )

@@ -77,6 +77,8 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
 
 def kl(q: Distribution, p: Distribution) -> Tensor:
     """KL(q ‖ p), in nats: torch's closed form where it has one, else that of two Gaussians through their covariances."""
+    if p.batch_shape != q.batch_shape:
+        p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # torch's KL of Bernoullis does not broadcast
     try:
         return kl_divergence(q, p)
     except NotImplementedError:

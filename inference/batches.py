@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-__all__ = ["Batch", "batches"]
+__all__ = ["Batch", "batches", "transformed"]
 
 
 class Batch(NamedTuple):
@@ -32,3 +33,9 @@ def batches(args: tuple[Any, ...], batch_size: int | None) -> Iterator[Batch]:
         for index in torch.randperm(rows, device=args[0].device).split(batch_size):
             yield Batch(tuple(value[index] for value in args), {"index": index, "size": rows}, epoch)
         epoch += 1
+
+
+def transformed(stream: Iterator[Batch], transform: Callable[[Tensor], Tensor]) -> Iterator[Batch]:
+    """The same batches with `transform` applied to the rows of x, the first argument, of each."""
+    for batch in stream:
+        yield batch._replace(args=(transform(batch.args[0]), *batch.args[1:]))

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm import tqdm
 
-from .batches import Batch, batches
+from .batches import Batch, batches, transformed
 from .checks import arguments, check_count, check_data, check_minibatch, check_pair, check_rate
 from .engine import Eager, Engine, Problem
 from .engine.eager import adopt
@@ -83,11 +83,12 @@ def fit(
     *,
     steps: int,
     lr: float = 0.01,
-    objective: Objective | ELBO | None = None,
+    objective: Objective | ELBO = TraceELBO(),  # noqa: B008 - frozen
     optimiser: Callable[..., Optimizer] = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
     engine: type[Engine] = Eager,
+    transform: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Fit:
@@ -103,13 +104,14 @@ def fit(
         x: the data.
         steps: number of optimiser steps.
         lr: learning rate at the first step.
-        objective: what to minimise; by default `TraceELBO()`, Pyro's plain reparameterised estimator with one draw. Pyro's own
-            ELBO objects are objectives too.
+        objective: one of `inference.objectives`, or an ELBO object of Pyro's; by default the estimator of Pyro's
+            `Trace_ELBO` with one draw.
         optimiser: makes a torch optimiser from parameters and `lr`.
         schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
             take `index` and `size`.
         engine: how to run a step; `engine.Graph` takes the same trajectory as `engine.Eager` in less time.
+        transform: applied anew to the rows x of each step, such as `models.images.binarise` for dynamic binarisation.
         seed: fixes initial values that the guide draws on its first call, the batches and the noise.
         progress: whether to show a progress bar.
 
@@ -122,17 +124,21 @@ def fit(
     args = arguments(x)
     check_count(steps=steps)
     check_rate(lr)
-    check_data(model, args)
+    if transform is None:
+        check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
-    objective = TraceELBO() if objective is None else objective
     if isinstance(objective, type):
         raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
     losses = torch.empty(steps, dtype=torch.float64)
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad(), ExitStack() as stack:
         stream = batches(args, batch_size)
+        if transform is not None:
+            stream = transformed(stream, transform)
         first = next(stream)
+        if transform is not None:
+            check_data(model, first.args)
         stream = chain([first], stream)
         rows = RowOptimiser()
         parameters, names = _parameters(

@@ -6,6 +6,7 @@ Each module declares one model: its prior, its likelihood and, where the algebra
 from .banana import Banana
 from .base import HierarchicalModel, LocalModel, Model, RegressionModel, Tractable
 from .beta_bernoulli import BetaBernoulli
+from .binary_vae import BinaryVAE
 from .dirichlet_categorical import DirichletCategorical
 from .eight_schools import EightSchools
 from .factor_analysis import FactorAnalysis
@@ -15,6 +16,7 @@ from .gaussian_mean import GaussianMean
 from .gaussian_mixture import GaussianMixture
 from .gaussian_process import GaussianProcess
 from .linear_regression import LinearRegression
+from .linear_vae import LinearVAE
 from .local_gaussian import LocalGaussian
 from .logistic_regression import LogisticRegression
 from .normal_gamma import NormalGamma
@@ -24,10 +26,13 @@ from .ring import Ring
 from .rosenbrock_like import RosenbrockLike
 from .state_space import StateSpace
 from .target import Target
+from .vae import VAE
 
 __all__ = [
+    "VAE",
     "Banana",
     "BetaBernoulli",
+    "BinaryVAE",
     "DirichletCategorical",
     "EightSchools",
     "FactorAnalysis",
@@ -38,6 +43,7 @@ __all__ = [
     "GaussianProcess",
     "HierarchicalModel",
     "LinearRegression",
+    "LinearVAE",
     "LocalGaussian",
     "LocalModel",
     "LogisticRegression",

@@ -54,9 +54,28 @@ def check_rows(x: Tensor, shape: tuple[int, ...], support: constraints.Constrain
         raise ValueError(f"{owner}: x has shape {tuple(x.shape)}, but ({expected}) is expected.")
     if x.dtype != dtype:
         raise TypeError(f"{owner}: x is {x.dtype}, the model {dtype}: convert one, by x.to({dtype}) or model.to({x.dtype}).")
-    for wrong, what in ((~x.isfinite(), "is not finite"), (~support.check(x), f"lies outside the support ({support})")):
+    for wrong, what, remedy in (
+        (~x.isfinite(), "is not finite", ""),
+        (~support.check(x), f"lies outside the support ({support})", _range(x, support)),
+    ):
         rows = wrong.reshape(len(x), -1).any(-1).nonzero().flatten()
         if len(rows):
             row = int(rows[0])
             value = x[row][wrong[row]].flatten()[0].item()
-            raise ValueError(f"{owner}: row {row} of x holds {value}, which {what} ({len(rows)} such rows of {len(x)}).")
+            raise ValueError(
+                f"{owner}: row {row} of x holds {value}, which {what} ({len(rows)} such rows of {len(x)}).{remedy}"
+            )
+
+
+def _range(x: Tensor, support: constraints.Constraint) -> str:
+    """Which values were seen, and how such data are usually brought into the support."""
+    finite = x[x.isfinite()]
+    if not len(finite):
+        return ""
+    low, high = finite.min().item(), finite.max().item()
+    seen = f" The values range from {low:g} to {high:g}"
+    if support is constraints.boolean and low >= 0 and high <= 1:
+        return seen + ": draw x as Bernoulli(x) (models.images.binarise), threshold it, or take an observation of grey values."
+    if low >= 0 and high > 1 and bool(support.check(torch.zeros_like(finite[:1])).all()):
+        return seen + f": divide by {high:g} if that is the largest value that can occur, and binarise if binary is needed."
+    return seen + "."

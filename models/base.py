@@ -37,7 +37,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     Every model is plain Pyro and runs under `pyro.infer.SVI`, `Predictive`, `NUTS` and the autoguides as it is.
     """
 
-    support: ClassVar[constraints.Constraint] = constraints.real
+    support: constraints.Constraint = constraints.real
     """Where a single entry of x may lie."""
 
     proper: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -33,7 +33,7 @@ class DirichletCategorical(Model):
     Reference: Gelman, Carlin, Stern, Dunson, Vehtari & Rubin, "Bayesian Data Analysis" (2013), section 3.4.
     """
 
-    support: ClassVar[constraints.Constraint] = constraints.one_hot
+    support: constraints.Constraint = constraints.one_hot
     concentration: Tensor
 
     def __init__(self, categories: int = 2, *, concentration: Tensor | float = 1.0) -> None:

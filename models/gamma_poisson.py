@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -33,7 +33,7 @@ class GammaPoisson(Model):
     Reference: Gelman, Carlin, Stern, Dunson, Vehtari & Rubin, "Bayesian Data Analysis" (2013), section 2.6.
     """
 
-    support: ClassVar[constraints.Constraint] = constraints.nonnegative_integer
+    support: constraints.Constraint = constraints.nonnegative_integer
     shape: Tensor
     rate: Tensor
 

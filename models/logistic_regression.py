@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -30,7 +30,7 @@ class LogisticRegression(RegressionModel):
     Reference: Jaakkola & Jordan, "Bayesian parameter estimation via variational methods" (2000).
     """
 
-    support: ClassVar[constraints.Constraint] = constraints.boolean
+    support: constraints.Constraint = constraints.boolean
     prior_scale: Tensor
 
     def __init__(self, covariates: Tensor, *, prior_scale: Tensor | float = 1.0) -> None:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from problems import MODELS, demo
+from problems import CONTINUOUS, demo
 from pyro.infer.autoguide import AutoNormal
 
 from guides import Delta, Global, MeanField
@@ -15,7 +15,7 @@ from inference import analytic_elbo, fit, to_arviz
 from models import GaussianMean
 
 
-@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize("model_class", CONTINUOUS)
 def test_groups(model_class):
     model, x = demo(model_class)
     done = fit(model, AutoNormal(model), x, steps=3)

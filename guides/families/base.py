@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from math import expm1, log
-from typing import Self
+from typing import ClassVar, Self
 
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ class Family(nn.Module, ABC):
     Args:
         scale: standard deviation that q starts with, in unconstrained space.
     """
+
+    discrete: ClassVar[bool] = False
+    """Whether q is over {0, 1}^dim instead."""
 
     dim: int
 

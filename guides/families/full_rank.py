@@ -35,7 +35,7 @@ class FullRank(Family):
         loc, raw_scale, lower = lam.split([self.dim, self.dim, self.size - 2 * self.dim], -1)
         scale = softplus(raw_scale)
         row, column = self._below(lam.device)
-        unit = torch.eye(self.dim, dtype=lam.dtype, device=lam.device).repeat(*lam.shape[:-1], 1, 1)
+        unit = torch.ones_like(loc).diag_embed()
         unit[..., row, column] = lower
         return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit)
 

@@ -6,6 +6,7 @@ from .global_ import Global
 from .local import Local, rows
 from .posterior import Posterior
 from .prior import Prior
+from .semi_amortized import SemiAmortized
 from .structured import Structured
 
-__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "Structured", "rows"]
+__all__ = ["Amortized", "Global", "Guide", "Local", "Posterior", "Prior", "SemiAmortized", "Structured", "rows"]

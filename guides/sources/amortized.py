@@ -67,12 +67,13 @@ class Amortized(Guide):
         self.register_buffer("start", self.family.start())
         self.encoder = encoder
 
-    def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         if x.dtype != self.start.dtype:
             raise TypeError(f"this Amortized guide holds {self.start.dtype}, but x is {x.dtype}: convert one of them.")
         if self.shared is not None:
-            return self.q_given(x, index, self.q_shared().mean)
-        return self.family(self.encoder(x) + self.start)
+            x = self._input(x, self.q_shared().mean)
+        lam: Tensor = self.encoder(x) + self.start
+        return lam
 
     def q_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> TorchDistribution:
         return self.family(self.encoder(self._input(x, shared)) + self.start)

@@ -66,6 +66,9 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         return self._model[0]
 
     @abstractmethod
+    def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """λ: shape (B, family.size) if it is one for each of the B rows of x, else (family.size,). Arguments as in `q`."""
+
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
         """q_λ(h | x) over the packed unconstrained latents; where there are shared latents too, over the local ones alone.
 
@@ -73,6 +76,7 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
             x: data rows.
             index: which rows of the whole data they are; needed where λ is looked up by it.
         """
+        return self.family(self.lambdas(x, index))
 
     def q_shared(self) -> TorchDistribution:
         """q over the packed unconstrained latents outside the data plate.
@@ -97,7 +101,7 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         if self.latents is not None:
             return
         x, index, _ = self._call(args, kwargs)
-        latents = Latents(self.model, args, kwargs, plate=self.plate if self.local else None)
+        latents = Latents(self.model, args, kwargs, plate=self.plate if self.local else None, discrete=self.family.discrete)
         if not self.local and index is not None and self.plate in latents.sizes:
             raise ValueError(
                 f"{type(self).__name__} has one λ for all the data, and the model has latents inside the plate "

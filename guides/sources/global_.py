@@ -26,5 +26,8 @@ class Global(Guide):
     def make_parameters(self, x: Tensor) -> None:
         self.lam = torch.nn.Parameter(self.family.start())
 
+    def lambdas(self, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        return self.lam
+
     def q(self, x: Tensor | None = None, index: Tensor | None = None) -> TorchDistribution:
         return self.family(self.lam)

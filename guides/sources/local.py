@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
@@ -48,13 +47,13 @@ class Local(Guide):
             )
         return super().forward(*args, **kwargs)
 
-    def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         table = self.table
         if index is not None:
-            return self.family(rows(table, index))
+            return rows(table, index)
         if len(x) != len(table):
             raise ValueError(
                 f"this Local guide has a λ_i for each of {len(table)} data, but x has {len(x)} rows: pass their index, "
                 "or build a guide for this data."
             )
-        return self.family(table)
+        return table

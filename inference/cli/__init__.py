@@ -1,6 +1,6 @@
 """The command line `taut`: the same names as in Python, typed at a shell."""
 
-from . import trust
+from . import single, trust
 from .main import app
 
-__all__ = ["app", "trust"]
+__all__ = ["app", "single", "trust"]

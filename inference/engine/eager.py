@@ -23,7 +23,8 @@ class Eager(Engine):
                 loss = float(problem.objective.loss_and_grads(problem.model, problem.guide, *batch.args, **batch.kwargs))
             else:
                 value, surrogate = problem.objective(problem.model, problem.guide, batch.args, batch.kwargs)
-                surrogate.backward()
+                if surrogate.requires_grad:
+                    surrogate.backward()
                 loss = float(value.detach())
         adopt(used.trace, problem.parameters, problem.rows.leaves)
         return loss

@@ -1,6 +1,33 @@
-"""Objectives: what a fit minimises, and by which gradient estimator."""
+"""Objectives: what a fit minimises, and how its gradient is estimated. One file each."""
 
+from .analytic_elbo import AnalyticELBO
+from .analytic_kl import AnalyticKL
 from .base import Loss, Objective
+from .closed_form_entropy import ClosedFormEntropy
+from .dreg import DReG
+from .enumerated import Enumerated
+from .iwae import IWAE
+from .renyi import Renyi
+from .reweighted_wake_sleep import ReweightedWakeSleep
+from .score_function import ScoreFunction, leave_one_out
+from .sticking_the_landing import StickingTheLanding
 from .trace_elbo import TraceELBO
+from .vimco import VIMCO
 
-__all__ = ["Loss", "Objective", "TraceELBO"]
+__all__ = [
+    "IWAE",
+    "VIMCO",
+    "AnalyticELBO",
+    "AnalyticKL",
+    "ClosedFormEntropy",
+    "DReG",
+    "Enumerated",
+    "Loss",
+    "Objective",
+    "Renyi",
+    "ReweightedWakeSleep",
+    "ScoreFunction",
+    "StickingTheLanding",
+    "TraceELBO",
+    "leave_one_out",
+]

@@ -1,55 +1,79 @@
-"""The plain ELBO, by Pyro's Trace_ELBO estimator."""
+"""Pyro's Trace_ELBO."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.util import is_identically_zero
-from pyro.infer import Trace_ELBO
-from pyro.infer.trace_elbo import _compute_log_r
+from pyro.infer.util import MultiFrameTensor, get_plate_stacks
+from torch import Tensor
 
 from .base import Loss
+from .traces import Pair, Program, traces
+from .weights import check_draws
 
 __all__ = ["TraceELBO"]
 
 
+@dataclass(frozen=True)
 class TraceELBO:
-    """−ELBO from `particles` draws: Σ log q(h) − log p(x, h). Unbiased, value and gradient.
+    """−ELBO from draws, for any guide: the estimator of Pyro's `Trace_ELBO`, draw by draw.
 
-    Reparameterised draws are differentiated through, others by score function with Rao-Blackwellisation over plates. At the
-    exact posterior the value has no variance, but the gradient has. The same numbers as `pyro.infer.Trace_ELBO`.
+    Where a site is reparameterised the gradient is the plain reparameterised one, which keeps the score of q; where it is
+    not (a discrete latent) the score function times the log weight of the plates that the site lies in.
+
+    Estimates: −ELBO; lower is better. Value and gradient are unbiased. At the exact posterior the value is constant, its
+    gradient is not: it vanishes in the mean only. Harmful: for discrete latents its variance is high (no baseline).
 
     Args:
-        particles: draws averaged over.
+        num_particles: draws, averaged.
 
-    Reference: Ranganath, Gerrish & Blei, "Black box variational inference" (2014); Kingma & Welling (2013).
+    Reference: Wingate & Weber, "Automated variational inference in probabilistic programming" (2013); Ranganath, Gerrish &
+    Blei, "Black box variational inference" (2014); Kingma & Welling, "Auto-encoding variational Bayes" (2014).
     """
 
-    def __init__(self, particles: int = 1) -> None:
-        if particles < 1:
-            raise ValueError(f"TraceELBO: particles must be at least 1, but is {particles}.")
-        self.particles = particles
-        self._pyro = Trace_ELBO(num_particles=particles)
+    estimates_elbo: ClassVar[bool] = True
+    num_particles: int = 1
 
-    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Loss:
-        value = surrogate = torch.zeros(())
-        for model_trace, guide_trace in self._pyro._get_traces(model, guide, args, kwargs):
-            log_ratio = None
-            for site in model_trace.nodes.values():
-                if site["type"] == "sample":
-                    value = value - site["log_prob_sum"]
-                    surrogate = surrogate - site["log_prob_sum"]
-            for site in guide_trace.nodes.values():
-                if site["type"] != "sample":
-                    continue
-                _, score, entropy = site["score_parts"]
-                value = value + site["log_prob_sum"]
-                if not is_identically_zero(entropy):
-                    surrogate = surrogate + entropy.sum()
-                if not is_identically_zero(score):
-                    if log_ratio is None:
-                        log_ratio = _compute_log_r(model_trace, guide_trace)
-                    surrogate = surrogate - (log_ratio.sum_to(site["cond_indep_stack"]) * score).sum()
-        return Loss(value / self.particles, surrogate / self.particles)
+    def __post_init__(self) -> None:
+        check_draws(self, self.num_particles)
+
+    def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
+        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
+        parts = [_particle(pair) for pair in pairs]
+        value = torch.stack([part.value for part in parts]).sum() / self.num_particles
+        return Loss(value, torch.stack([part.surrogate for part in parts]).sum() / self.num_particles)
+
+
+def _particle(pair: Pair) -> Loss:
+    elbo = surrogate = torch.zeros(())
+    for site in pair.model.nodes.values():
+        if site["type"] == "sample":
+            elbo = elbo + site["log_prob_sum"].detach()
+            surrogate = surrogate + site["log_prob_sum"]
+    cost = None
+    for site in pair.guide.nodes.values():
+        if site["type"] != "sample":
+            continue
+        elbo = elbo - site["log_prob_sum"].detach()
+        score, entropy = site["score_parts"].score_function, site["score_parts"].entropy_term
+        if not is_identically_zero(entropy):
+            surrogate = surrogate - entropy.sum()
+        if not is_identically_zero(score):
+            cost = _cost(pair) if cost is None else cost
+            surrogate = surrogate + (cost.sum_to(site["cond_indep_stack"]) * score).sum()
+    return Loss(-elbo, -surrogate)
+
+
+def _cost(pair: Pair) -> Any:
+    """The log weight, split by the plates that its terms lie in; auxiliary draws of the guide have a term of their own."""
+    cost = MultiFrameTensor()
+    for trace, sign in ((pair.model, 1.0), (pair.guide, -1.0)):
+        stacks = get_plate_stacks(trace)
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample":
+                term: Tensor = sign * site["log_prob"].detach()
+                cost.add((stacks[name], term))
+    return cost

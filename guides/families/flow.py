@@ -1,0 +1,160 @@
+"""A normalizing flow whose every parameter is in λ."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Transform, constraints
+from torch.nn.functional import softplus
+from zuko.transforms import CouplingTransform, MonotonicAffineTransform
+
+from .base import Family, inverse_softplus
+
+__all__ = ["Flow"]
+
+
+class Flow(Family):
+    r"""h = loc + scale · T(ε), ε ~ Normal(0, I), with T a stack of affine coupling layers.
+
+    Each layer keeps one half of the coordinates, a, and moves the other, b → exp(s(a)) b + t(a), where (s, t) is a net with
+    one hidden layer of tanh units; the halves alternate, and a layer stretches by a factor between 0.1 and 10 at most.
+    λ = (loc, softplus⁻¹ scale, the weights of all these nets): nothing is shared between data, so the best λ_i of a datum is
+    the best flow for it, and the family contains every `MeanField`, from which it starts. Under `Amortized` the encoder
+    gives each datum a flow of its own.
+
+    Over R¹ nothing is left to condition on, and it is a Gaussian.
+
+    Args:
+        layers: number of coupling layers; two move every coordinate once.
+        hidden: hidden units of each layer's net.
+        scale: standard deviation that q starts with.
+
+    Reference: Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP" (2017); Rezende & Mohamed (2015).
+    """
+
+    def __init__(self, layers: int = 4, hidden: int = 8, *, scale: float = 0.1) -> None:
+        super().__init__(scale=scale)
+        if layers < 1 or hidden < 1:
+            raise ValueError(f"Flow: layers and hidden must be at least 1, but are {layers} and {hidden}.")
+        self.layers = layers
+        self.hidden = hidden
+
+    @property
+    def size(self) -> int:
+        return 2 * self.dim + sum(sum(self._split(layer)) for layer in range(self.layers))
+
+    def start(self) -> Tensor:
+        """`MeanField`'s Gaussian. First layers are random, always the same, so that the zero second ones have gradients."""
+        generator = torch.Generator().manual_seed(0)
+        parts = [torch.zeros(self.dim), torch.full((self.dim,), inverse_softplus(self.scale))]
+        for layer in range(self.layers):
+            kept, first, second = *self._halves(layer)[:1], *self._split(layer)
+            parts += [torch.randn(first, generator=generator) / sqrt(kept + 1), torch.zeros(second)]
+        return torch.cat(parts)
+
+    def forward(self, lam: Tensor) -> dist.TransformedDistribution:
+        sizes = [size for layer in range(self.layers) for size in self._split(layer)]
+        loc, raw_scale, *weights = lam.split([self.dim, self.dim, *sizes], -1)
+        layers = [
+            _Coupling(_Conditioner(first, second, *self._halves(layer), self.hidden), self._mask(layer, lam))
+            for layer, first, second in zip(range(self.layers), weights[::2], weights[1::2], strict=True)
+        ]
+        base = dist.Normal(torch.zeros_like(loc), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [_Stack(layers, loc, softplus(raw_scale))])
+
+    def _halves(self, layer: int) -> tuple[int, int]:
+        """How many coordinates a layer keeps, and how many it moves."""
+        kept = self.dim // 2 if layer % 2 == 0 or self.dim == 1 else self.dim - self.dim // 2
+        return kept, self.dim - kept
+
+    def _split(self, layer: int) -> tuple[int, int]:
+        """How many numbers the two weight matrices of a layer's net have, biases included."""
+        kept, moved = self._halves(layer)
+        return (kept + 1) * self.hidden, (self.hidden + 1) * 2 * moved
+
+    def _mask(self, layer: int, lam: Tensor) -> Tensor:
+        """True where a coordinate is kept: every other one, in turns."""
+        odd = torch.arange(self.dim, device=lam.device) % 2 == 1
+        return odd if layer % 2 == 0 or self.dim == 1 else ~odd
+
+
+class _Conditioner:
+    """The net (s, t) of one layer, its weights from λ."""
+
+    def __init__(self, first: Tensor, second: Tensor, kept: int, moved: int, hidden: int) -> None:
+        self.first = first.unflatten(-1, (hidden, kept + 1))
+        self.second = second.unflatten(-1, (2 * moved, hidden + 1)) / sqrt(hidden + 1)
+
+    def __call__(self, kept: Tensor) -> Transform:
+        log_scale, shift = _affine(self.second, _affine(self.first, kept).tanh()).chunk(2, -1)
+        return MonotonicAffineTransform(shift, log_scale, slope=0.1)
+
+
+class _Coupling(CouplingTransform):
+    """zuko's layer without `Transform.inv`: torch keeps that in a cycle with its transform, which keeps dead graphs alive."""
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        kept, moved = self.split(y)
+        return self.merge(kept, self.meta(kept)._inverse(moved), y.shape)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, each = super().call_and_ladj(x)
+        return y, each.sum(-1)
+
+
+class _Stack(Transform):
+    """All layers, then loc + scale · z."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, layers: list[_Coupling], loc: Tensor, scale: Tensor, **options: Any) -> None:
+        super().__init__(**options)
+        self.layers, self.loc, self.scale = layers, loc, scale
+
+    @property
+    def inv(self) -> _Inverse:
+        return _Inverse(self)
+
+    def _call(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer._call(x)
+        return self.loc + self.scale * x
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = (y - self.loc) / self.scale
+        for layer in reversed(self.layers):
+            x = layer._inverse(x)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        total = self.scale.log().sum(-1)
+        for layer in self.layers:
+            x, part = layer.call_and_ladj(x)
+            total = total + part
+        return total
+
+
+class _Inverse(Transform):
+    """The inverse of a stack, made anew at each use."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, forward: _Stack) -> None:
+        super().__init__()
+        self._forward = forward
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._forward._inverse(x)
+
+
+def _affine(weight: Tensor, x: Tensor) -> Tensor:
+    """A matrix whose last column is the bias, applied to vectors."""
+    return (weight[..., :-1] @ x.unsqueeze(-1)).squeeze(-1) + weight[..., -1]

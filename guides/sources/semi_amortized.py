@@ -1,0 +1,101 @@
+"""λ_i from an encoder, refined for each datum by a few gradient steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..families import Family
+from .amortized import Amortized
+
+__all__ = ["SemiAmortized"]
+
+
+class SemiAmortized(Amortized):
+    """∏_i q_{λ_i}(h_i), where λ_i starts at the encoder's λ(x_i) and climbs datum i's own ELBO for some steps.
+
+    Each datum has its own step size, which doubles its way up and halves its way back: no step is longer than 1 in λ,
+    and a step that would lower the ELBO (over
+    `particles` draws whose noise is the same for every step and every datum) is not made. So λ_i depends on x_i alone, is the
+    same at every call, and is never worse than the encoder's on these draws. A fit differentiates through the steps.
+
+    Args:
+        model: a Pyro program whose latents all lie inside the data plate and whose first and only data argument is x.
+        family: the shape of each q; it must be reparameterised.
+        encoder: as for `Amortized`.
+        steps: gradient steps for each datum.
+        lr: first step size.
+        particles: draws for the ELBO that the steps climb.
+        training: whether a fit refines too. If not, λ_i is the encoder's wherever gradients are recorded, and refined where
+            they are not (`inference.elbo`, `iwae`, `gaps`, draws).
+        plate: name of the model's data plate.
+
+    Raises:
+        ValueError: if steps, lr or particles are not positive, or the family has no reparameterised draws.
+
+    Reference: Kim, Wiseman, Miller, Sontag & Rush, "Semi-amortized variational autoencoders" (2018).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        family: Family,
+        encoder: nn.Module | Callable[[tuple[int, ...], int], nn.Module] | None = None,
+        *,
+        steps: int = 5,
+        lr: float = 0.01,
+        particles: int = 4,
+        training: bool = True,
+        plate: str = "data",
+    ) -> None:
+        super().__init__(model, family, encoder, plate=plate)
+        if steps < 1:
+            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: without steps, use Amortized.")
+        if not lr > 0 or particles < 1:
+            raise ValueError(f"SemiAmortized: lr and particles must be positive, but are {lr} and {particles}.")
+        if family.discrete:
+            raise ValueError(
+                f"SemiAmortized: {type(family).__name__} has no gradient with respect to its draws; use Amortized."
+            )
+        self.steps = steps
+        self.lr = lr
+        self.particles = particles
+        self.refine_training = training
+
+    def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        lam = super().lambdas(x, index)
+        if torch.is_grad_enabled() and not self.refine_training:
+            return lam
+        return self._refined(lam, x)
+
+    def _refined(self, lam: Tensor, x: Tensor) -> Tensor:
+        """λ after the steps, shape (B, family.size); differentiable in `lam` where gradients are recorded."""
+        through = torch.is_grad_enabled()
+        with torch.enable_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            current = lam
+            value, gradient = self._climb(current, x, through=through)
+            rate = torch.full_like(value, self.lr)
+            for _ in range(self.steps):
+                step = rate.unsqueeze(-1) * gradient
+                candidate = current + step / step.norm(dim=-1, keepdim=True).clamp(min=1.0)
+                other, slope = self._climb(candidate, x, through=through)
+                better = other > value
+                current = torch.where(better.unsqueeze(-1), candidate, current)
+                gradient = torch.where(better.unsqueeze(-1), slope, gradient)
+                value = torch.where(better, other, value)
+                rate = torch.where(better, 2.0 * rate, 0.25 * rate)
+        return current if through else current.detach()
+
+    def _climb(self, lam: Tensor, x: Tensor, *, through: bool) -> tuple[Tensor, Tensor]:
+        """Each datum's ELBO and its gradient, on the same noise at every call."""
+        assert self.latents is not None
+        torch.manual_seed(0)
+        leaf = lam if through and lam.requires_grad else lam.detach().requires_grad_()
+        h = torch.func.vmap(lambda one: self.family(one).rsample((self.particles,)), out_dims=1, randomness="same")(leaf)
+        elbo = (self.latents.log_joint(self.model, h, (x,)) - self.family(leaf).log_prob(h)).mean(0)
+        (gradient,) = torch.autograd.grad(elbo.sum(), leaf, create_graph=through)
+        return elbo.detach(), gradient

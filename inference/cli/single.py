@@ -1,0 +1,254 @@
+"""The commands of `taut` that fit one pair and look at it: fit, evidence, gaps."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from guides import Guide
+from models import VAE, Tractable
+
+from ..elbo import elbo
+from ..evidence import ais, iwae
+from ..fit import Fit, fit
+from ..gaps import gaps
+from ..isolation import isolated, unscoped
+from ..latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
+from ..results import check_folder
+from ..row_ascent import Ascent
+from . import names
+from .main import app, console, explained
+
+__all__ = ["evidence_of_one", "fit_one", "gaps_of_many"]
+
+ENCODED = "MeanField, FullRank, Flow"
+VAE_GUIDES = ", ".join(
+    f"{source}({family}{extra})"
+    for source, extra in (("Local", ""), ("Amortized", ", MLP"), ("SemiAmortized", ", MLP, training=False"))
+    for family in ENCODED.split(", ")
+)
+
+Model = Annotated[str, typer.Option(help="A model, as in `taut list`.")]
+Data = Annotated[str | None, typer.Option(help="A data set, such as `digits(binarised=True)`; by default the model's own.")]
+OneGuide = Annotated[str, typer.Option(help="A guide, such as `Amortized(MeanField, MLP((64,)))`.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps of a fit.")]
+Rate = Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")]
+Particles = Annotated[int, typer.Option(min=2, help="Draws for each ELBO after a fit.")]
+Seed = Annotated[int, typer.Option(help="Fixes initial values, batches and noise.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace results that are already there.")]
+
+
+@app.command("fit")
+def fit_one(  # noqa: PLR0917
+    model: Model = "VAE",
+    data: Data = None,
+    guide: OneGuide = "Amortized(MeanField, MLP)",
+    steps: Steps = 2000,
+    lr: Rate = 0.01,
+    batch_size: Batch = None,
+    particles: Particles = 100,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for weights, the curve of the loss, and a VAE's pictures.")] = Path("fit"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Fits one guide, and the model's own parameters with it, and says what its ELBO is made of.
+
+    Example:
+
+        taut fit --model VAE --data "digits(binarised=True)" --guide "Amortized(MeanField, MLP((200,)))" --batch-size 100
+    """
+    with explained():
+        check_folder(out, overwrite=overwrite)
+        title, instance, x = names.problem(model, data)
+        done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+        found = elbo(done.model, done.guide, x, particles=particles, seed=seed).total
+        table = _table(f"{title}, {guide}\nN = {len(x)}, {steps} steps, {done.seconds:.1f} s; nats per datum", "quantity", "")
+        for name in ("elbo", "reconstruction", "complexity"):
+            table.add_row(name, _pm(getattr(found, name) / len(x), getattr(found, f"{name}_se") / len(x)))
+        if isinstance(instance, Tractable):
+            with torch.no_grad():
+                table.add_row("log p(x), exact", f"{float(instance.log_evidence(x).sum()) / len(x):.4f}")
+        console.print(table)
+        with _folder(out) as part:
+            torch.save(instance.state_dict(), part / "model.pt")
+            if isinstance(done.guide, torch.nn.Module):
+                torch.save(done.guide.state_dict(), part / "guide.pt")
+            pd.DataFrame({"nelbo": done.nelbo.numpy()}).to_csv(part / "nelbo.csv", index_label="step")
+            _pictures(instance, done.guide, x, part)
+        console.print(f"Weights and pictures are in {out}.", soft_wrap=True)
+
+
+@app.command("evidence")
+def evidence_of_one(  # noqa: PLR0917
+    model: Model = "VAE",
+    data: Data = None,
+    guide: OneGuide = "Amortized(MeanField, MLP)",
+    steps: Steps = 2000,
+    lr: Rate = 0.01,
+    batch_size: Batch = None,
+    samples: Annotated[int, typer.Option(min=1, help="Draws of the importance-weighted bound.")] = 5000,
+    temperatures: Annotated[int, typer.Option(min=0, help="Temperatures of annealed importance sampling; 0: none.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the bounds are found for.")] = 100,
+    seed: Seed = 0,
+) -> None:
+    """Fits one guide and bounds log p(x) with it: by its ELBO, by importance weighting, by annealing.
+
+    Example:
+
+        taut evidence --model VAE --data "digits(binarised=True)" --batch-size 100 --temperatures 100
+    """
+    with explained():
+        title, instance, x = names.problem(model, data)
+        done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+        some = _rows(done, x, rows)
+        table = _table(f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS")
+        loose = elbo(done.model, done.guide, some, particles=100, seed=seed)
+        table.add_row("ELBO", _pm(loose.value / len(some), loose.se / len(some)), "–")
+        bounds = {f"IWAE, {samples} samples": iwae(done.model, done.guide, some, samples=samples, seed=seed)}
+        if temperatures:
+            bounds[f"AIS, {temperatures} temperatures"] = ais(
+                done.model, done.guide, some, temperatures=temperatures, seed=seed
+            )
+        for name, bound in bounds.items():
+            per_datum = bound.value.sum() / len(some), bound.se.square().sum().sqrt() / len(some)
+            table.add_row(name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.samples}")
+        if isinstance(instance, Tractable):
+            with torch.no_grad():
+                table.add_row("exact", f"{float(instance.log_evidence(some).sum()) / len(some):.4f}", "–")
+        console.print(table)
+
+
+@app.command("gaps")
+def gaps_of_many(  # noqa: PLR0917
+    model: Model = "VAE",
+    data: Data = None,
+    guides: Annotated[str, typer.Option(help="Guides of this suite, such as `Local(Flow), Amortized(MeanField, MLP)`.")] = (
+        VAE_GUIDES
+    ),
+    steps: Steps = 1500,
+    lr: Rate = 0.01,
+    batch_size: Batch = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
+    ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1500,
+    particles: Particles = 500,
+    samples: Annotated[int, typer.Option(min=1, help="Draws of the evidence bound, where it is not exact.")] = 2000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the table (CSV) and a picture for each guide (PNG).")] = Path("gaps"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Fits each guide to a copy of the model and splits log p(x) − ELBO: the family's fault, the encoder's, the optimiser's.
+
+    Example:
+
+        taut gaps --data "digits(binarised=True)" --batch-size 128
+    """
+    with explained():
+        check_folder(out, overwrite=overwrite)
+        title, instance, x = names.problem(model, data)
+        factories = names.parse_guides(guides)
+        heads = ("log p(x)", "ELBO", "approximation", "amortization", "optimisation")
+        table = _table(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", "guide", *heads)
+        records, pictures = [], {}
+        for name, factory in factories.items():
+            done = _fitted(copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+            found = gaps(
+                done.model,
+                done.guide,
+                _rows(done, x, rows),
+                ascent=Ascent(steps=ascent_steps, patience=5),
+                particles=particles,
+                samples=samples,
+                seed=seed,
+            )
+            parts = {"log p(x)": found.evidence, "ELBO": found.elbo, **found.parts}
+            table.add_row(name, *(_pm(part.mean, part.mean_se) for part in parts.values()))
+            numbers = {f"{key}{end}": v for key, p in parts.items() for end, v in (("", p.mean), (" se", p.mean_se))}
+            records.append({"guide": name, "log p(x) by": found.evidence_by, **numbers})
+            pictures[name] = found.plot()
+        console.print(table)
+        with _folder(out) as part:
+            pd.DataFrame(records).to_csv(part / "gaps.csv", index=False)
+            for name, picture in pictures.items():
+                picture.savefig(part / f"{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-')}.png", dpi=150)
+        console.print(f"Table and pictures are in {out}.", soft_wrap=True)
+
+
+def _only(text: str) -> Callable[[Any], Any]:
+    factories = names.parse_guides(text)
+    if len(factories) != 1:
+        raise names.UnknownNameError(f"one guide is expected, but {text!r} has {len(factories)}.")
+    return next(iter(factories.values()))
+
+
+def _fitted(
+    model: Any, factory: Callable[[Any], Any], x: Tensor, *, steps: int, lr: float, batch_size: int | None, seed: int
+) -> Fit:
+    with isolated(seed):
+        guide = factory(model)
+    return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
+
+
+def _rows(done: Fit, x: Tensor, rows: int) -> Tensor:
+    """The first rows, where a guide can be asked for them alone; a Local one is cut to them."""
+    guide: Any = unscoped(done.guide)
+    if not isinstance(guide, Guide) or not guide.local:
+        return x
+    if hasattr(guide, "table"):
+        guide.table.data = guide.table.data[:rows]
+        if guide.latents is not None:
+            guide.latents.sizes[guide.plate] = len(guide.table)
+    return x[:rows]
+
+
+def _pictures(model: Any, guide: Any, x: Tensor, folder: Path) -> None:
+    if not isinstance(model, VAE) or not isinstance(guide, Guide) or guide.family.discrete:
+        return
+    active_units_picture(guide, x).savefig(folder / "active-units.png", dpi=150)
+    try:
+        prior_samples(model).savefig(folder / "prior-samples.png", dpi=150)
+    except ValueError:  # x_i is no image
+        return
+    few = x if hasattr(guide, "table") else x[:500]
+    traversals(model, guide, few).savefig(folder / "traversals.png", dpi=150)
+    if not hasattr(guide, "table"):
+        reconstructions(model, guide, x).savefig(folder / "reconstructions.png", dpi=150)
+    if model.latents == 2:
+        manifold(model).savefig(folder / "manifold.png", dpi=150)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `out` only when everything is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".taut-") as scratch:
+        part = Path(scratch, "part")
+        part.mkdir()
+        yield part
+        if out.exists():
+            shutil.rmtree(out)
+        part.rename(out)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=position > 0, overflow="fold")
+    return table
+
+
+def _pm(value: Any, se: Any) -> str:
+    return f"{float(value):.3f} ± {float(se):.3f}"

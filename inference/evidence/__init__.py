@@ -1,0 +1,8 @@
+"""Bounds on log p(x) that close with more computation, with their standard errors."""
+
+from .ais import ais, ais_reverse
+from .bidirectional import Sandwich, bidirectional
+from .estimate import Evidence
+from .iwae import iwae
+
+__all__ = ["Evidence", "Sandwich", "ais", "ais_reverse", "bidirectional", "iwae"]

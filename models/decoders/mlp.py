@@ -1,0 +1,42 @@
+"""Decoders of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+__all__ = ["MLP", "Linear"]
+
+
+class MLP:
+    """A multilayer perceptron. Calling it with k and the shape of x_i makes the net: (*, k) → (*, *shape).
+
+    The last layer has no bias: a `VAE` adds an offset of its own.
+
+    Args:
+        hidden: width of each hidden layer.
+        activation: makes the nonlinearity between layers.
+    """
+
+    def __init__(self, hidden: Sequence[int] = (64,), *, activation: Callable[[], nn.Module] = nn.Tanh) -> None:
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"MLP: widths must be positive, but are {tuple(hidden)}.")
+        self.hidden = tuple(hidden)
+        self.activation = activation
+
+    def __call__(self, latents: int, shape: tuple[int, ...]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for features, width in pairwise((latents, *self.hidden)):
+            layers += [nn.Linear(features, width), self.activation()]
+        last = nn.Linear((latents, *self.hidden)[-1], prod(shape), bias=False)
+        return nn.Sequential(*layers, last, nn.Unflatten(-1, shape))
+
+
+class Linear(MLP):
+    """A matrix: with Gaussian noise, probabilistic PCA."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=())

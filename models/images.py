@@ -1,0 +1,94 @@
+"""Image data that does not come with a package: MNIST and the Olivetti faces, from a file or a public loader."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .datasets import Dataset
+
+__all__ = ["binarise", "faces", "mnist"]
+
+
+def mnist(*, train: bool = True, path: Path | str | None = None) -> Dataset:
+    """60 000 (or, not `train`, 10 000) handwritten digits, x in [0, 1] of shape (N, 28, 28), and their labels.
+
+    Args:
+        train: the training or the test images, in the official order.
+        path: mnist.npz with x_train, y_train, x_test, y_test in uint8, or the folder that holds it; by default the folder
+            named by the environment variable TAUT_DATA, else torchvision, which downloads it to ~/.cache/taut.
+
+    Raises:
+        FileNotFoundError: if there is neither a file nor torchvision.
+
+    Source: LeCun, Cortes & Burges (CC BY-SA 3.0).
+    """
+    part = "train" if train else "test"
+    if file := _file("mnist.npz", path):
+        with np.load(file) as data:
+            x, y = data[f"x_{part}"], data[f"y_{part}"]
+    else:
+        try:
+            from torchvision.datasets import MNIST
+        except ImportError:
+            raise FileNotFoundError(
+                "MNIST is not here: set TAUT_DATA to a folder with mnist.npz, pass its path, or install torchvision."
+            ) from None
+        loaded = MNIST(Path("~/.cache/taut").expanduser(), train=train, download=True)
+        x, y = loaded.data.numpy(), loaded.targets.numpy()
+    return Dataset("mnist", _unit(x), torch.from_numpy(y.astype(np.int64)))
+
+
+def faces(*, path: Path | str | None = None) -> Dataset:
+    """400 photographs of 40 faces, x in [0, 1] of shape (400, 64, 64), and whose face each is.
+
+    Args:
+        path: orl_faces_64x64.npz with x in uint8 and subject, or the folder that holds it; by default the folder named by
+            the environment variable TAUT_DATA, else scikit-learn's fetcher, which downloads it.
+
+    Source: Samaria & Harter, "Parameterisation of a stochastic model for human face identification" (1994), AT&T Cambridge.
+    """
+    if file := _file("orl_faces_64x64.npz", path):
+        with np.load(file) as data:
+            return Dataset("faces", _unit(data["x"]), torch.from_numpy(data["subject"].astype(np.int64)))
+    from sklearn.datasets import fetch_olivetti_faces
+
+    fetched = fetch_olivetti_faces()
+    return Dataset("faces", torch.from_numpy(fetched.images).to(torch.get_default_dtype()), torch.from_numpy(fetched.target))
+
+
+def binarise(x: Tensor, *, seed: int | None = None) -> Tensor:
+    """Draws each pixel as Bernoulli(grey value): statically with a `seed`, dynamically, from the global state, without.
+
+    As `fit(..., transform=binarise)` each minibatch is drawn anew, which is dynamic binarisation.
+
+    Raises:
+        ValueError: if a grey value is outside [0, 1].
+
+    Reference: Salakhutdinov & Murray, "On the quantitative analysis of deep belief networks" (2008).
+    """
+    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+    uniform = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    if not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(f"binarise: grey values must lie in [0, 1], but range from {x.min():g} to {x.max():g}.")
+    return (uniform < x).to(x.dtype)
+
+
+def _file(name: str, path: Path | str | None) -> Path | None:
+    if path is None:
+        folder = os.environ.get("TAUT_DATA")
+        file = Path(folder, name) if folder else None
+        return file if file is not None and file.is_file() else None
+    file = Path(path)
+    file = file / name if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there: pass the path of {name}, or of the folder that holds it.")
+    return file
+
+
+def _unit(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(x).to(torch.get_default_dtype()) / 255

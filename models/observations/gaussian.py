@@ -1,0 +1,47 @@
+"""Real entries with Gaussian noise."""
+
+from __future__ import annotations
+
+from math import expm1, log
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from .base import Observation
+
+__all__ = ["Gaussian"]
+
+
+class Gaussian(Observation):
+    """x ~ Normal(output, scale), one standard deviation for all entries.
+
+    Args:
+        scale: the standard deviation, where a fit starts from if it is learned.
+        learned: whether a fit learns it, through softplus.
+    """
+
+    support = constraints.real
+
+    def __init__(self, scale: float = 1.0, *, learned: bool = True) -> None:
+        super().__init__()
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"Gaussian: scale must be positive and finite, but is {scale}.")
+        raw = torch.tensor(log(expm1(scale)) if scale < 20.0 else scale)
+        if learned:
+            self.raw_scale = nn.Parameter(raw)
+        else:
+            self.register_buffer("raw_scale", raw)
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation, shape ()."""
+        return softplus(self.raw_scale)
+
+    def forward(self, output: Tensor) -> dist.Normal:
+        return dist.Normal(output, self.scale)
+
+    def offset(self, mean: Tensor) -> Tensor:
+        return mean

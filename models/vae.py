@@ -1,0 +1,124 @@
+"""The variational auto-encoder's model: a net between a Gaussian latent and each datum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from .base import LocalModel
+from .datasets import Dataset
+from .decoders import MLP
+from .observations import Bernoulli, Gaussian, Observation
+
+__all__ = ["VAE"]
+
+
+class VAE(LocalModel):
+    r"""A latent h_i in R^k behind each x_i, through a decoder net.
+
+        h_i ~ Normal(0, I_k)
+        x_i ~ observation(decoder(h_i) + offset)        i = 1 … N, independent entries
+
+    Decoder, offset and what the observation has to learn are parameters of the model, so that a fit learns them with the
+    guide. The prior has a closed-form KL from every Gaussian (Kingma & Welling 2013, appendix B).
+
+    Args:
+        data_shape: shape of one x_i: (784,), (28, 28), (3, 32, 32), ….
+        latents: k.
+        decoder: a net (*, k) → (*, *data_shape), or a spec such as ``decoders.MLP((200, 200))`` that makes one.
+        observation: p(x_i | output), an instance of a class of ``models.observations``.
+
+    Raises:
+        ValueError: if the decoder's output has not the shape of x_i.
+
+    Reference: Kingma & Welling, "Auto-encoding variational Bayes" (2013); Rezende, Mohamed & Wierstra (2014).
+    """
+
+    prior_scale: Tensor
+    offset: nn.Parameter
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        latents: int,
+        *,
+        decoder: nn.Module | Callable[[int, tuple[int, ...]], nn.Module] | None = None,
+        observation: Observation | None = None,
+    ) -> None:
+        super().__init__()
+        if latents < 1 or not data_shape or min(data_shape) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: latents and every side of data_shape must be positive, but are {latents} and "
+                f"{data_shape}."
+            )
+        spec = MLP() if decoder is None else decoder
+        self._shape = tuple(data_shape)
+        self.decoder = spec if isinstance(spec, nn.Module) else spec(latents, self._shape)
+        self.observation = Bernoulli() if observation is None else observation
+        self.support = self.observation.support
+        self.offset = nn.Parameter(torch.zeros(self._shape))
+        self.register_buffer("prior_scale", torch.ones(latents))
+        with torch.no_grad():
+            shape = tuple(self.decoder(torch.zeros(1, latents)).shape)
+        if shape != (1, *self._shape):
+            raise ValueError(
+                f"{type(self).__name__}: the decoder maps one h to shape {shape}, but (1, *data_shape) = "
+                f"{(1, *self._shape)} is needed."
+            )
+
+    @classmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls((12,), 2, decoder=MLP((8,)))
+            with torch.no_grad():
+                next(iter(model.decoder.parameters())).mul_(
+                    6.0
+                )  # far enough from zero for the posterior to differ from the prior
+        return model, model.simulate(60, seed=seed)[1]
+
+    @classmethod
+    def from_dataset(cls, data: Dataset, *, latents: int = 8, seed: int = 0) -> tuple[Self, Tensor]:
+        """A decoder with 64 hidden units and random weights, offset at the data's mean.
+
+        The observation is Bernoulli if every entry is 0 or 1, else Gaussian with a learned scale.
+        """
+        x = data.x
+        binary = bool(((x == 0) | (x == 1)).all())
+        observation = Bernoulli() if binary else Gaussian(float(x.std()))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(tuple(x.shape[1:]), latents, observation=observation).to(x.dtype)
+        model.start_at(x)
+        return model, x
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def latents(self) -> int:
+        """k."""
+        return len(self.prior_scale)
+
+    def start_at(self, x: Tensor) -> None:
+        """Sets the offset so that a decoder which does nothing has about the mean of the rows `x`."""
+        with torch.no_grad():
+            self.offset.copy_(self.observation.offset(x.mean(0)))
+
+    def decode(self, h: Tensor) -> TorchDistribution:
+        """p(x | h), batch shape h.shape[:-1], event shape data_shape."""
+        output = self.decoder(h) + self.offset
+        return self.observation(output).to_event(len(self._shape))
+
+    def prior(self) -> Tensor:
+        return pyro.sample("h", dist.Normal(0.0, self.prior_scale).to_event(1))
+
+    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        return pyro.sample("x", self.decode(h), obs=x)

@@ -1,0 +1,217 @@
+"""Bounds on log p(x) against the exact log p(x)."""
+
+from __future__ import annotations
+
+from math import log
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import MODELS, SOLVED, build, demo, is_discrete, shake
+
+from guides import Amortized, Bernoulli, Delta, FullRank, Linear, Local, MeanField, Posterior, Prior
+from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
+from inference.evidence.estimate import LogMean
+from models import BinaryVAE, FactorAnalysis, GaussianMean, LocalModel, ProbabilisticPCA
+
+LOCAL = [m for m in SOLVED if issubclass(m, LocalModel)]
+CONTINUOUS_LOCAL = [m for m in LOCAL if not is_discrete(m)]
+QUICK = {"temperatures": 40, "chains": 32, "leapfrog": 3}
+
+
+def wide_of(model, x):
+    """A guide near the posterior, half as wide again, so that its weights have a small variance and no heavy tail."""
+    guide = Local(model, FullRank())
+    guide.setup(x)
+    posterior = model.posterior(x)
+    scale = 1.5 * posterior.stddev.detach()
+    table = torch.zeros_like(guide.table)
+    table[:, : scale.shape[-1]] = posterior.mean.detach()
+    table[:, scale.shape[-1] : 2 * scale.shape[-1]] = scale.expm1().log()
+    guide.table.data = table
+    return guide
+
+
+def proposal(model, x):
+    if is_discrete(type(model)):
+        guide = Local(model, Bernoulli())
+        guide.setup(x)
+        return guide
+    return wide_of(model, x)
+
+
+@pytest.mark.parametrize("model_class", LOCAL)
+class TestIwae:
+    def test_agrees_with_the_exact_evidence(self, model_class):
+        model, x = demo(model_class)
+        exact = model.log_evidence(x).detach()
+        found = iwae(model, proposal(model, x), x)
+        assert found.samples == 5000
+        assert (found.ess > 50).all()
+        assert ((found.value - exact).abs() < 5 * found.se).all()
+        assert ((found.value - exact - 0.5).abs() > 5 * found.se).all()
+
+    def test_is_exact_at_the_posterior(self, model_class):
+        model, x = demo(model_class)
+        found = iwae(model, Posterior(model), x, samples=3)
+        torch.testing.assert_close(found.value, model.log_evidence(x).detach(), atol=1e-10, rtol=0.0)
+        assert (found.se < 1e-6).all()
+
+
+def test_iwae_with_one_sample_is_the_elbo_and_rises_with_more():
+    model, x = demo(FactorAnalysis)
+    guide = build(model, Amortized, MeanField, x)
+    loose = elbo(model, guide, x, particles=4000)
+    means, errors = [], []
+    for k in (1, 4, 32):
+        estimates = torch.tensor([iwae(model, guide, x, samples=k, seed=seed).mean for seed in range(40)])
+        means.append(float(estimates.mean()))
+        errors.append(float(estimates.std()) / 40**0.5)
+    assert abs(means[0] - loose.value / len(x)) < 5 * (errors[0] ** 2 + (loose.se / len(x)) ** 2) ** 0.5
+    assert means[0] + 5 * errors[0] < means[1]
+    assert means[1] + 5 * errors[1] < means[2]
+    assert means[2] < float(model.log_evidence(x).mean()) + 5 * errors[2]
+
+
+def test_iwae_of_a_global_latent_is_one_number():
+    model, x = demo(GaussianMean)
+    found = iwae(model, Posterior(model), x, samples=10)
+    assert found.value.shape == ()
+    torch.testing.assert_close(found.value, model.log_evidence(x), atol=1e-9, rtol=0.0)
+
+
+def test_blocks_of_data_join_up():
+    """More data than one block holds: each datum's bound is about its own datum."""
+    model, _ = demo(FactorAnalysis)
+    x = model.simulate(230, seed=5)[1]
+    found = iwae(model, wide_of(model, x), x, samples=2000)
+    assert found.value.shape == (230,)
+    assert ((found.value - model.log_evidence(x)).abs() < 5 * found.se).all()
+
+
+def test_log_mean_is_streamed_without_overflow():
+    generator = torch.Generator().manual_seed(0)
+    weights = 300 * torch.randn(50, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 2000.0, -3000.0])
+    mean = LogMean()
+    for chunk in weights.split(7):
+        mean.add(chunk)
+    found = mean.result()
+    torch.testing.assert_close(found.value, weights.logsumexp(0) - log(50), atol=1e-10, rtol=0.0)
+    relative = (weights - weights.amax(0)).exp()
+    torch.testing.assert_close(found.se, relative.std(0) / relative.mean(0) / 50**0.5, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("model_class", CONTINUOUS_LOCAL)
+class TestAis:
+    def test_agrees_with_the_exact_evidence(self, model_class):
+        model, x = demo(model_class)
+        x = x[:30]
+        exact = model.log_evidence(x).detach()
+        found = ais(model, wide_of(model, x), x, **QUICK)
+        assert found.bound == "lower"
+        assert ((found.value - exact).abs() < 5 * found.se).all()
+        assert ((found.value - exact - 0.5).abs() > 5 * found.se).all()
+
+    def test_weights_are_unbiased_from_the_prior_too(self, model_class):
+        """The mean over data of w / p(x), which is 1 for each, however short the annealing."""
+        model, _ = demo(model_class)
+        x = model.simulate(200, seed=1)[1]
+        exact = model.log_evidence(x).detach()
+        found = ais(model, Prior(model), x, **{**QUICK, "temperatures": 25})
+        ratio = (found.value - exact).exp()
+        assert abs(ratio.mean() - 1) < 5 * ratio.std() / len(x) ** 0.5
+        assert ratio.std() / len(x) ** 0.5 < 0.1
+
+    def test_the_bounds_sandwich_the_evidence(self, model_class):
+        model, _ = demo(model_class)
+        both = bidirectional(model, 60, **QUICK)
+        exact = model.log_evidence(both.x).detach()
+        lower, upper = both.lower, both.upper
+        assert lower.mean - 5 * lower.mean_se < exact.mean() < upper.mean + 5 * upper.mean_se
+        assert (
+            (lower.value - 5 * lower.se - 1e-9 < exact) & (exact < upper.value + 5 * upper.se + 1e-9)
+        ).float().mean() > 0.95
+        assert both.width.mean() < 0.6
+        assert not lower.mean - 5 * lower.mean_se < exact.mean() + 5.0 < upper.mean + 5 * upper.mean_se
+
+
+def test_ais_at_the_posterior_has_constant_weights():
+    """From q = posterior every density of the path is the posterior's, so each weight is p(x), whatever the transitions do."""
+    model, x = demo(ProbabilisticPCA)
+    guide = wide_of(model, x)
+    posterior = model.posterior(x)
+    scale = posterior.scale_tril.diagonal(dim1=-2, dim2=-1)
+    unit = (posterior.scale_tril / scale.unsqueeze(-1))[..., 1, 0]
+    guide.table.data = torch.cat([posterior.mean, scale.expm1().log(), unit.unsqueeze(-1)], -1)
+    found = ais(model, guide, x, temperatures=5, chains=4)
+    torch.testing.assert_close(found.value, model.log_evidence(x), atol=1e-9, rtol=0.0)
+
+
+def test_ais_improves_on_a_bad_guide():
+    """Annealing repairs what importance sampling from the prior cannot."""
+    model, x = demo(ProbabilisticPCA)
+    exact = float(model.log_evidence(x).mean())
+    annealed = ais(model, Prior(model), x, **QUICK)
+    plain = iwae(model, Prior(model), x, samples=QUICK["chains"])
+    assert abs(exact - annealed.mean) < 0.5 * (exact - plain.mean)
+
+
+def test_ais_with_bounded_latents_and_plain_models():
+    """A Gamma-Poisson model in plain Pyro: the Jacobian of the unconstrained space is in the path."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), x.new_tensor(1.0)))
+            return pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    x = torch.tensor([0.0, 1.0, 4.0, 9.0], dtype=torch.float64)
+    exact = torch.lgamma(x + 2) - torch.lgamma(x + 1) - (x + 2) * log(2.0)
+    found = ais(model, Prior(model), x, **QUICK)
+    assert ((found.value - exact).abs() < 5 * found.se).all()
+    h = {"rate": torch.distributions.Gamma(x + 2, torch.tensor(2.0, dtype=torch.float64)).sample()}
+    upper = ais_reverse(model, Prior(model), x, h, **QUICK)
+    assert (exact < upper.value + 5 * upper.se + 0.3).all()
+
+
+class TestBadInput:
+    model, x = FactorAnalysis.demo()
+
+    def test_one_temperature(self):
+        with pytest.raises(ValueError, match="temperatures must be at least 2, but is 1.*iwae does the same"):
+            ais(self.model, Prior(self.model), self.x, temperatures=1)
+
+    def test_a_point_mass_has_no_weights(self):
+        with pytest.raises(ValueError, match="point mass"):
+            iwae(self.model, Local(self.model, Delta()), self.x, samples=3)
+
+    def test_discrete_latents_have_no_gradient(self):
+        model, x = BinaryVAE.demo()
+        with pytest.raises(ValueError, match="discrete"):
+            ais(model, Local(model, Bernoulli()), x)
+
+    @pytest.mark.parametrize("bound", [iwae, ais])
+    def test_data_are_checked_first(self, bound):
+        with pytest.raises(ValueError, match="row 0 of x holds nan"):
+            bound(self.model, Prior(self.model), self.x * torch.nan)
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_nothing_is_changed(model_class):
+    model, x = demo(model_class)
+    before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    iwae(model, Prior(model), x, samples=5)
+    if not is_discrete(model_class):
+        ais(model, Prior(model), x, temperatures=2, chains=2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert all(torch.equal(before[1][k], v) for k, v in model.state_dict().items())
+
+
+def test_bounds_of_a_fitted_encoder_on_unseen_data():
+    model, x = demo(ProbabilisticPCA)
+    guide = Amortized(model, FullRank(), Linear())
+    fit(model, guide, x, steps=300, lr=0.03)
+    shake(guide, 0.01, seed=0)
+    unseen = model.simulate(50, seed=8)[1]
+    found = iwae(model, guide, unseen, samples=3000)
+    assert ((found.value - model.log_evidence(unseen)).abs() < 5 * found.se).all()
