@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +24,7 @@ from ..fit import Fit, fit
 from ..gaps import gaps
 from ..isolation import isolated, unscoped
 from ..latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
-from ..results import check_folder
+from ..results import check_folder, written_whole
 from ..row_ascent import Ascent
 from . import names
 from .main import app, console, explained
@@ -83,7 +80,7 @@ def fit_one(  # noqa: PLR0917
             with torch.no_grad():
                 table.add_row("log p(x), exact", f"{float(instance.log_evidence(x).sum()) / len(x):.4f}")
         console.print(table)
-        with _folder(out) as part:
+        with written_whole(out) as part:
             torch.save(instance.state_dict(), part / "model.pt")
             if isinstance(done.guide, torch.nn.Module):
                 torch.save(done.guide.state_dict(), part / "guide.pt")
@@ -139,11 +136,11 @@ def gaps_of_many(  # noqa: PLR0917
     guides: Annotated[str, typer.Option(help="Guides of this suite, such as `Local(Flow), Amortized(MeanField, MLP)`.")] = (
         VAE_GUIDES
     ),
-    steps: Steps = 1500,
+    steps: Steps = 1000,
     lr: Rate = 0.01,
     batch_size: Batch = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
-    ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1500,
+    ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
     particles: Particles = 500,
     samples: Annotated[int, typer.Option(min=1, help="Draws of the evidence bound, where it is not exact.")] = 2000,
     seed: Seed = 0,
@@ -180,7 +177,7 @@ def gaps_of_many(  # noqa: PLR0917
             records.append({"guide": name, "log p(x) by": found.evidence_by, **numbers})
             pictures[name] = found.plot()
         console.print(table)
-        with _folder(out) as part:
+        with written_whole(out) as part:
             pd.DataFrame(records).to_csv(part / "gaps.csv", index=False)
             for name, picture in pictures.items():
                 picture.savefig(part / f"{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-')}.png", dpi=150)
@@ -228,19 +225,6 @@ def _pictures(model: Any, guide: Any, x: Tensor, folder: Path) -> None:
         reconstructions(model, guide, x).savefig(folder / "reconstructions.png", dpi=150)
     if model.latents == 2:
         manifold(model).savefig(folder / "manifold.png", dpi=150)
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `out` only when everything is written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".taut-") as scratch:
-        part = Path(scratch, "part")
-        part.mkdir()
-        yield part
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
 
 
 def _table(title: str, *columns: str) -> Table:
