@@ -15,11 +15,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from guides import Guide
+from guides import Amortized, Guide, Local
 from models import VAE, Tractable
 
 from ..elbo import elbo
 from ..evidence import ais, iwae
+from ..evidence.iwae import with_table
 from ..fit import Fit, fit
 from ..gaps import gaps
 from ..isolation import isolated, unscoped
@@ -111,15 +112,13 @@ def evidence_of_one(  # noqa: PLR0917
     with explained():
         title, instance, x = names.problem(model, data)
         done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
-        some = _rows(done, x, rows)
+        fitted, some = _first(done, x, rows)
         table = _table(f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS")
-        loose = elbo(done.model, done.guide, some, particles=100, seed=seed)
+        loose = elbo(done.model, fitted, some, particles=100, seed=seed)
         table.add_row("ELBO", _pm(loose.value / len(some), loose.se / len(some)), "–")
-        bounds = {f"IWAE, {samples} samples": iwae(done.model, done.guide, some, samples=samples, seed=seed)}
+        bounds = {f"IWAE, {samples} samples": iwae(done.model, fitted, some, samples=samples, seed=seed)}
         if temperatures:
-            bounds[f"AIS, {temperatures} temperatures"] = ais(
-                done.model, done.guide, some, temperatures=temperatures, seed=seed
-            )
+            bounds[f"AIS, {temperatures} temperatures"] = ais(done.model, fitted, some, temperatures=temperatures, seed=seed)
         for name, bound in bounds.items():
             per_datum = bound.value.sum() / len(some), bound.se.square().sum().sqrt() / len(some)
             table.add_row(name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.samples}")
@@ -164,8 +163,7 @@ def gaps_of_many(  # noqa: PLR0917
             done = _fitted(copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
             found = gaps(
                 done.model,
-                done.guide,
-                _rows(done, x, rows),
+                *_first(done, x, rows),
                 ascent=Ascent(steps=ascent_steps, patience=5),
                 particles=particles,
                 samples=samples,
@@ -199,16 +197,15 @@ def _fitted(
     return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
 
 
-def _rows(done: Fit, x: Tensor, rows: int) -> Tensor:
-    """The first rows, where a guide can be asked for them alone; a Local one is cut to them."""
-    guide: Any = unscoped(done.guide)
+def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:
+    """The first rows and a guide for them, where a guide can be had for some rows alone; else all of them."""
+    guide = unscoped(done.guide)
     if not isinstance(guide, Guide) or not guide.local:
-        return x
-    if hasattr(guide, "table"):
-        guide.table.data = guide.table.data[:rows]
-        if guide.latents is not None:
-            guide.latents.sizes[guide.plate] = len(guide.table)
-    return x[:rows]
+        return done.guide, x
+    if isinstance(guide, Amortized):
+        return guide, x[:rows]
+    with torch.no_grad():
+        return with_table(guide, guide.lambdas(x)[:rows], (x[:rows],)), x[:rows]
 
 
 def _pictures(model: Any, guide: Any, x: Tensor, folder: Path) -> None:
@@ -219,9 +216,9 @@ def _pictures(model: Any, guide: Any, x: Tensor, folder: Path) -> None:
         prior_samples(model).savefig(folder / "prior-samples.png", dpi=150)
     except ValueError:  # x_i is no image
         return
-    few = x if hasattr(guide, "table") else x[:500]
-    traversals(model, guide, few).savefig(folder / "traversals.png", dpi=150)
-    if not hasattr(guide, "table"):
+    whole = isinstance(guide, Local)
+    traversals(model, guide, x if whole else x[:500]).savefig(folder / "traversals.png", dpi=150)
+    if not whole:
         reconstructions(model, guide, x).savefig(folder / "reconstructions.png", dpi=150)
     if model.latents == 2:
         manifold(model).savefig(folder / "manifold.png", dpi=150)
