@@ -7,6 +7,7 @@ READY := $(VENV)/ready
 
 compare: $(READY)
 	$(BIN)/taut compare --out results --overwrite
+	$(BIN)/taut gaps --data "digits(binarised=True)" --batch-size 128 --out results/VAE-gaps --overwrite
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"

@@ -1,10 +1,12 @@
-"""A comparison on disk: tables, picture and draws, written whole or not at all."""
+"""Results on disk: tables, pictures, draws and weights, written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from torch import Tensor
 from .compare import Comparison
 from .storage import to_arviz
 
-__all__ = ["check_folder", "save_comparison"]
+__all__ = ["check_folder", "save_comparison", "written_whole"]
 
-SUFFIXES = {".csv", ".png", ".nc"}
+SUFFIXES = {".csv", ".png", ".nc", ".pt"}
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
@@ -41,6 +43,19 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
         raise PermissionError(f"{folder} cannot be written: no permission in {parent}. Pass another --out.")
 
 
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yields a folder to write to, which takes the place of `folder` when all is written, and vanishes on an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".taut-") as scratch:
+        part = Path(scratch, "part")
+        part.mkdir()
+        yield part
+        if folder.exists():
+            folder.rename(Path(scratch, "replaced"))
+        part.rename(folder)
+
+
 def save_comparison(
     comparison: Comparison, x: Tensor | tuple[Any, ...], folder: Path, *, draws: int = 100, overwrite: bool = False
 ) -> None:
@@ -54,10 +69,7 @@ def save_comparison(
         overwrite: replace what `folder` holds.
     """
     check_folder(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".taut-") as scratch:
-        part = Path(scratch, "part")
-        part.mkdir()
+    with written_whole(folder) as part:
         comparison.to_frame().to_csv(part / "table.csv", index=False)
         _runs(comparison).to_csv(part / "runs.csv", index=False)
         comparison.plot().savefig(part / "elbo.png", dpi=150)
@@ -66,9 +78,6 @@ def save_comparison(
             if run.fit is not None and run.guide not in names:
                 names[run.guide] = _file_name(run.guide, set(names.values()))
                 to_arviz(run.fit, x, draws=draws).to_netcdf(str(part / names[run.guide]), engine="h5netcdf")
-        if folder.exists():
-            folder.rename(Path(scratch, "replaced"))
-        part.rename(folder)
 
 
 def _file_name(guide: str, taken: set[str]) -> str:

@@ -14,11 +14,12 @@ from .datasets import Dataset
 __all__ = ["binarise", "faces", "mnist"]
 
 
-def mnist(*, train: bool = True, path: Path | str | None = None) -> Dataset:
+def mnist(*, train: bool = True, binarised: bool = False, path: Path | str | None = None) -> Dataset:
     """60 000 (or, not `train`, 10 000) handwritten digits, x in [0, 1] of shape (N, 28, 28), and their labels.
 
     Args:
         train: the training or the test images, in the official order.
+        binarised: draw each pixel once as Bernoulli(grey value), always the same; `binarise` does it anew in each step.
         path: mnist.npz with x_train, y_train, x_test, y_test in uint8, or the folder that holds it; by default the folder
             named by the environment variable TAUT_DATA, else torchvision, which downloads it to ~/.cache/taut.
 
@@ -40,7 +41,8 @@ def mnist(*, train: bool = True, path: Path | str | None = None) -> Dataset:
             ) from None
         loaded = MNIST(Path("~/.cache/taut").expanduser(), train=train, download=True)
         x, y = loaded.data.numpy(), loaded.targets.numpy()
-    return Dataset("mnist", _unit(x), torch.from_numpy(y.astype(np.int64)))
+    grey = _unit(x)
+    return Dataset("mnist", binarise(grey, seed=0) if binarised else grey, torch.from_numpy(y.astype(np.int64)))
 
 
 def faces(*, path: Path | str | None = None) -> Dataset:

@@ -15,7 +15,7 @@ from torch import Tensor
 import guides
 import models
 from guides import Family, Guide
-from models import Model, datasets
+from models import Model, datasets, images
 from models.datasets import Dataset
 
 __all__ = [
@@ -55,9 +55,10 @@ AUTOGUIDES: dict[str, type[AutoGuide]] = {
     if guide not in (AutoGuide, AutoContinuous, AutoGuideList, AutoDiscreteParallel) and _needs_only_a_model(guide)
 }
 DATASETS: dict[str, Callable[..., Dataset]] = {
-    name: getattr(datasets, name)
-    for name in datasets.__all__
-    if inspect.isfunction(getattr(datasets, name)) and get_type_hints(getattr(datasets, name))["return"] is Dataset
+    name: getattr(module, name)
+    for module in (datasets, images)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name)) and get_type_hints(getattr(module, name))["return"] is Dataset
 }
 
 

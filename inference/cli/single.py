@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +15,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from guides import Guide
+from guides import Amortized, Guide, Local
 from models import VAE, Tractable
 
 from ..elbo import elbo
 from ..evidence import ais, iwae
+from ..evidence.iwae import with_table
 from ..fit import Fit, fit
 from ..gaps import gaps
 from ..isolation import isolated, unscoped
 from ..latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
-from ..results import check_folder
+from ..results import check_folder, written_whole
 from ..row_ascent import Ascent
 from . import names
 from .main import app, console, explained
@@ -83,7 +81,7 @@ def fit_one(  # noqa: PLR0917
             with torch.no_grad():
                 table.add_row("log p(x), exact", f"{float(instance.log_evidence(x).sum()) / len(x):.4f}")
         console.print(table)
-        with _folder(out) as part:
+        with written_whole(out) as part:
             torch.save(instance.state_dict(), part / "model.pt")
             if isinstance(done.guide, torch.nn.Module):
                 torch.save(done.guide.state_dict(), part / "guide.pt")
@@ -114,15 +112,13 @@ def evidence_of_one(  # noqa: PLR0917
     with explained():
         title, instance, x = names.problem(model, data)
         done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
-        some = _rows(done, x, rows)
+        fitted, some = _first(done, x, rows)
         table = _table(f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS")
-        loose = elbo(done.model, done.guide, some, particles=100, seed=seed)
+        loose = elbo(done.model, fitted, some, particles=100, seed=seed)
         table.add_row("ELBO", _pm(loose.value / len(some), loose.se / len(some)), "–")
-        bounds = {f"IWAE, {samples} samples": iwae(done.model, done.guide, some, samples=samples, seed=seed)}
+        bounds = {f"IWAE, {samples} samples": iwae(done.model, fitted, some, samples=samples, seed=seed)}
         if temperatures:
-            bounds[f"AIS, {temperatures} temperatures"] = ais(
-                done.model, done.guide, some, temperatures=temperatures, seed=seed
-            )
+            bounds[f"AIS, {temperatures} temperatures"] = ais(done.model, fitted, some, temperatures=temperatures, seed=seed)
         for name, bound in bounds.items():
             per_datum = bound.value.sum() / len(some), bound.se.square().sum().sqrt() / len(some)
             table.add_row(name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.samples}")
@@ -139,11 +135,11 @@ def gaps_of_many(  # noqa: PLR0917
     guides: Annotated[str, typer.Option(help="Guides of this suite, such as `Local(Flow), Amortized(MeanField, MLP)`.")] = (
         VAE_GUIDES
     ),
-    steps: Steps = 1500,
+    steps: Steps = 1000,
     lr: Rate = 0.01,
     batch_size: Batch = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
-    ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1500,
+    ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
     particles: Particles = 500,
     samples: Annotated[int, typer.Option(min=1, help="Draws of the evidence bound, where it is not exact.")] = 2000,
     seed: Seed = 0,
@@ -167,8 +163,7 @@ def gaps_of_many(  # noqa: PLR0917
             done = _fitted(copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
             found = gaps(
                 done.model,
-                done.guide,
-                _rows(done, x, rows),
+                *_first(done, x, rows),
                 ascent=Ascent(steps=ascent_steps, patience=5),
                 particles=particles,
                 samples=samples,
@@ -180,7 +175,7 @@ def gaps_of_many(  # noqa: PLR0917
             records.append({"guide": name, "log p(x) by": found.evidence_by, **numbers})
             pictures[name] = found.plot()
         console.print(table)
-        with _folder(out) as part:
+        with written_whole(out) as part:
             pd.DataFrame(records).to_csv(part / "gaps.csv", index=False)
             for name, picture in pictures.items():
                 picture.savefig(part / f"{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-')}.png", dpi=150)
@@ -202,16 +197,15 @@ def _fitted(
     return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
 
 
-def _rows(done: Fit, x: Tensor, rows: int) -> Tensor:
-    """The first rows, where a guide can be asked for them alone; a Local one is cut to them."""
-    guide: Any = unscoped(done.guide)
+def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:
+    """The first rows and a guide for them, where a guide can be had for some rows alone; else all of them."""
+    guide = unscoped(done.guide)
     if not isinstance(guide, Guide) or not guide.local:
-        return x
-    if hasattr(guide, "table"):
-        guide.table.data = guide.table.data[:rows]
-        if guide.latents is not None:
-            guide.latents.sizes[guide.plate] = len(guide.table)
-    return x[:rows]
+        return done.guide, x
+    if isinstance(guide, Amortized):
+        return guide, x[:rows]
+    with torch.no_grad():
+        return with_table(guide, guide.lambdas(x)[:rows], (x[:rows],)), x[:rows]
 
 
 def _pictures(model: Any, guide: Any, x: Tensor, folder: Path) -> None:
@@ -222,25 +216,12 @@ def _pictures(model: Any, guide: Any, x: Tensor, folder: Path) -> None:
         prior_samples(model).savefig(folder / "prior-samples.png", dpi=150)
     except ValueError:  # x_i is no image
         return
-    few = x if hasattr(guide, "table") else x[:500]
-    traversals(model, guide, few).savefig(folder / "traversals.png", dpi=150)
-    if not hasattr(guide, "table"):
+    whole = isinstance(guide, Local)
+    traversals(model, guide, x if whole else x[:500]).savefig(folder / "traversals.png", dpi=150)
+    if not whole:
         reconstructions(model, guide, x).savefig(folder / "reconstructions.png", dpi=150)
     if model.latents == 2:
         manifold(model).savefig(folder / "manifold.png", dpi=150)
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `out` only when everything is written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".taut-") as scratch:
-        part = Path(scratch, "part")
-        part.mkdir()
-        yield part
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
 
 
 def _table(title: str, *columns: str) -> Table:
