@@ -28,6 +28,7 @@ from .engine import Eager, Engine, Problem
 from .engine.eager import adopt
 from .isolation import isolated, scoped
 from .objectives import Objective, TraceELBO
+from .optimisers import Solver, Target
 from .row_optimiser import RowOptimiser
 
 __all__ = ["Fit", "NonFiniteLossError", "cosine", "fit"]
@@ -84,7 +85,7 @@ def fit(
     steps: int,
     lr: float = 0.01,
     objective: Objective | ELBO = TraceELBO(),  # noqa: B008 - frozen
-    optimiser: Callable[..., Optimizer] = torch.optim.Adam,
+    optimiser: Callable[..., Optimizer] | Solver = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
     engine: type[Engine] = Eager,
@@ -106,7 +107,8 @@ def fit(
         lr: learning rate at the first step.
         objective: one of `inference.objectives`, or an ELBO object of Pyro's; by default the estimator of Pyro's
             `Trace_ELBO` with one draw.
-        optimiser: makes a torch optimiser from parameters and `lr`.
+        optimiser: makes a torch optimiser from parameters and `lr`; or a `Solver` of `inference.optimisers`, which needs no
+            `lr`, `schedule` or `objective` and stops by itself after at most `steps` iterations.
         schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
             take `index` and `size`.
@@ -128,8 +130,9 @@ def fit(
         check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
-    if isinstance(objective, type):
-        raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
+    _check_method(objective, optimiser, repeatable=batch_size is None and transform is None)
+    if isinstance(optimiser, Solver):
+        return _solved(model, guide, args, optimiser, steps=steps, seed=seed)
     losses = torch.empty(steps, dtype=torch.float64)
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad(), ExitStack() as stack:
@@ -183,6 +186,18 @@ def fit(
     )
 
 
+def _check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
+    if isinstance(objective, type):
+        raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
+    if isinstance(optimiser, type) and issubclass(optimiser, Solver):
+        raise TypeError(f"optimiser is the class {optimiser.__name__}; pass an instance, {optimiser.__name__}().")
+    if isinstance(optimiser, Solver) and not repeatable:
+        raise ValueError(
+            f"{type(optimiser).__name__} needs the same data in every iteration: leave batch_size=None and transform=None, or "
+            "use torch's Adam."
+        )
+
+
 def _parameters(
     model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: RowOptimiser, *, enumerated: bool
 ) -> tuple[list[Tensor], tuple[set[str], set[str]]]:
@@ -205,6 +220,30 @@ def _gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.grad = before.get(id(parameter))
+
+
+def _solved(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], solver: Solver, *, steps: int, seed: int
+) -> Fit:
+    """What `fit` does with an optimiser that runs by itself."""
+    begin = time.perf_counter()
+    with isolated(seed) as store, torch.enable_grad():
+        parameters, names = _parameters(model, guide, Batch(args, {}), RowOptimiser(), enumerated=False)
+        if not parameters:
+            raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
+        with _gradients_restored(parameters), _own_nan_check():
+            losses = torch.tensor(solver.solve(Target(model, guide, args, parameters), steps=steps), dtype=torch.float64)
+        if not losses[-1].isfinite():
+            raise NonFiniteLossError(len(losses) - 1, None, f"{type(solver).__name__} diverged, its loss is not finite")
+    return Fit(
+        model=scoped(model, store, names[0]),
+        guide=scoped(guide, store, names[1]),
+        nelbo=losses,
+        steps=len(losses),
+        seconds=time.perf_counter() - begin,
+        seed=seed,
+        params=store,
+    )
 
 
 @contextmanager

@@ -39,6 +39,13 @@ class FullRank(Family):
         unit[..., row, column] = lower
         return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit)
 
+    def inverse(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The λ of the Gaussian with this mean, (..., dim), and Cholesky factor, (..., dim, dim)."""
+        scale = scale_tril.diagonal(dim1=-2, dim2=-1)
+        row, column = self._below(loc.device)
+        lower = (scale_tril / scale.unsqueeze(-1))[..., row, column]
+        return torch.cat([loc, scale + (-torch.expm1(-scale)).log(), lower], -1)
+
     def blocks(self) -> list[list[int]]:
         return [list(range(self.dim))]
 

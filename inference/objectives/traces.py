@@ -29,6 +29,7 @@ __all__ = [
     "is_point_mass",
     "latents",
     "require_reparameterised",
+    "rerun",
     "structure",
     "traces",
 ]
@@ -69,16 +70,23 @@ def traces(
 
 def held(pair: Pair, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
     """The pair run once more at the same draws, now without gradient: densities depend on the parameters alone."""
+    drawn = {n: site for n, site in latents(pair.guide).items() if not is_point_mass(site["fn"])}
+    still = {n: {**site, "value": site["value"].detach()} for n, site in drawn.items()}
+    return rerun(still, model, guide, args, kwargs)
+
+
+def rerun(
+    sites: dict[str, dict[str, Any]], model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Pair:
+    """The pair run with the values of these guide sites, in the particles' plate if they come from it."""
     fixed = poutine.Trace()
-    for name, site in latents(pair.guide).items():
-        if not is_point_mass(site["fn"]):
-            fixed.add_node(name, **{**site, "value": site["value"].detach()})
+    for name, site in sites.items():
+        fixed.add_node(name, **site)
     frame = next((f for site in latents(fixed).values() for f in site["cond_indep_stack"] if f.name == PLATE), None)
-    replayed = poutine.replay(guide, trace=fixed)
-    if frame is None:
-        return _run(model, replayed, args, kwargs)
-    with pyro.plate(PLATE, frame.size, dim=frame.dim):
-        return _run(model, replayed, args, kwargs)
+    with ExitStack() as stack:
+        if frame is not None:
+            stack.enter_context(pyro.plate(PLATE, frame.size, dim=frame.dim))
+        return _run(model, poutine.replay(guide, trace=fixed), args, kwargs)
 
 
 def latents(trace: poutine.Trace) -> dict[str, dict[str, Any]]:

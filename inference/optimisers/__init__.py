@@ -1,0 +1,7 @@
+"""Optimisers beyond torch's: solvers with closed-form or second-order updates, for ``fit(optimiser=...)``."""
+
+from .base import Solver, Target
+from .batch_and_match import BatchAndMatch
+from .fixed_draws import FixedDraws
+
+__all__ = ["BatchAndMatch", "FixedDraws", "Solver", "Target"]

@@ -1,0 +1,37 @@
+"""The contract of a solver: an optimiser that is more than a torch optimiser's step along one gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Solver", "Target"]
+
+
+class Target(NamedTuple):
+    """What a fit hands to a solver: the pair, all its data, and the leaves to optimise, which the solver sets in place."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    parameters: list[Tensor]
+
+
+class Solver(ABC):
+    """Finds the best λ by itself, from all the data: it has no learning rate, and stops by its own rule.
+
+    Pass one as ``fit(optimiser=...)``; `lr`, `schedule` and `objective` then say nothing, and `steps` is the most
+    iterations that it may take.
+    """
+
+    @abstractmethod
+    def check(self, target: Target) -> None:
+        """Raises a ValueError, which names what would work, if this pair cannot be solved so."""
+
+    @abstractmethod
+    def solve(self, target: Target, *, steps: int) -> list[float]:
+        """Sets the parameters. Returns an estimate of −ELBO, in nats, at each iteration; a last one that is not finite says
+        that the fit diverged."""

@@ -1,0 +1,143 @@
+"""Batch and match: a full-rank Gaussian from scores, by closed-form updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from guides import FullRank, Global, Guide, Local
+
+from ..isolation import unscoped
+from ..objectives.traces import is_point_mass, latents, rerun, traces
+from .base import Solver, Target
+
+__all__ = ["BatchAndMatch"]
+
+
+@dataclass(frozen=True)
+class BatchAndMatch(Solver):
+    r"""Matches the scores ∇ log q and ∇ log p(x, h) at draws of q, in the covariance of q.
+
+    Each iteration draws z_b ~ q = N(μ, Σ), computes their scores g_b, and moves to the minimum of the score-based divergence
+    plus KL(q_t ‖ q) / η. With means z̄, ḡ and covariances C, Γ of both,
+
+        U = η Γ + η/(1 + η) ḡ ḡᵀ,   V = Σ + η C + η/(1 + η) (μ − z̄)(μ − z̄)ᵀ,   Σ' U Σ' + Σ' = V,
+        μ' = (μ + η (Σ' ḡ + z̄)) / (1 + η).
+
+    η starts at draws · dim and doubles as long as the divergence falls in every iteration; after that it is divided by the
+    number of iterations without a new minimum, as the paper divides by that of all: then noise is what is left.
+
+    For a Gaussian target the posterior is the fixed point of every batch. For another target the optimum is that of the
+    score-based divergence, not of the ELBO. Works in unconstrained space, for ``Global(model, FullRank())`` and, each datum by
+    itself, ``Local(model, FullRank())``, of a model with nothing to learn.
+
+    Args:
+        draws: z_b in a batch; twice the dimension plus 2 by default.
+        tolerance: stops when an iteration changes q by less than this symmetrised KL, in nats.
+
+    Reference: Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei & Saul, "Batch and match: black-box variational inference
+    with a score-based divergence" (2024), equations 9–13.
+    """
+
+    draws: int | None = None
+    tolerance: float = 1e-10
+
+    def __post_init__(self) -> None:
+        if self.draws is not None and self.draws < 2:
+            raise ValueError(f"BatchAndMatch: draws must be at least 2, for a covariance, but is {self.draws}.")
+        if not self.tolerance >= 0:
+            raise ValueError(f"BatchAndMatch: tolerance must not be negative, but is {self.tolerance}.")
+
+    def check(self, target: Target) -> None:
+        guide = unscoped(target.guide)
+        if not (isinstance(guide, (Global, Local)) and type(guide.family) is FullRank):
+            family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
+            raise ValueError(
+                f"BatchAndMatch sets the mean and covariance of a Gaussian, so it needs Global(model, FullRank()) or "
+                f"Local(model, FullRank()), but the guide is {type(guide).__name__}{family}: use FixedDraws or torch's Adam."
+            )
+        if len(target.parameters) != 1:
+            raise ValueError(
+                "BatchAndMatch finds q alone, but this model has parameters to learn too: use FixedDraws or torch's Adam."
+            )
+
+    def solve(self, target: Target, *, steps: int) -> list[float]:
+        self.check(target)
+        guide: Any = unscoped(target.guide)
+        q = _double(guide.q(target.args[0]))
+        draws = 2 * q.event_shape[0] + 2 if self.draws is None else self.draws
+        losses: list[float] = []
+        rate, failures, best = float(draws * q.event_shape[0]), 0, inf
+        for _ in range(steps):
+            z, scores, nelbo = _scores(target, q, draws)
+            losses.append(nelbo)
+            if not (isfinite(nelbo) and bool(scores.isfinite().all())):
+                losses[-1] = float("nan")
+                break
+            mismatch = _mismatch(q, z, scores)
+            failures += mismatch >= best
+            rate *= 1.0 if failures else 2.0
+            best = min(best, mismatch)
+            new = _matched(q, z, scores, rate / (1 + failures))
+            with torch.no_grad():
+                target.parameters[0].copy_(guide.family.inverse(new.loc, new.scale_tril))
+            change = float((kl_divergence(new, q) + kl_divergence(q, new)).sum())
+            q = new
+            if change < self.tolerance:
+                break
+        return losses
+
+
+def _scores(target: Target, q: MultivariateNormal, draws: int) -> tuple[Tensor, Tensor, float]:
+    """Draws z ~ q and ∇_z log p(x, z), both (draws, *batch, dim), and the estimate of −ELBO they give for nothing."""
+    call: Any = (target.model, target.guide, target.args, {})
+    with torch.no_grad():
+        pairs = traces(*call, particles=draws, hold=True)
+    found, nelbo = [], 0.0
+    for pair in pairs:
+        name, site = next((n, s) for n, s in latents(pair.guide).items() if not is_point_mass(s["fn"]))
+        z = site["value"].detach().requires_grad_()
+        again = rerun({name: {**site, "value": z}}, *call)
+        # A Delta of the guide passes z on to the model's own space; its log density is that of the map.
+        jacobian = sum(s["log_prob_sum"] for s in latents(again.guide).values() if is_point_mass(s["fn"]))
+        log_p = again.model.log_prob_sum() - jacobian
+        found.append(torch.stack([z.detach(), torch.autograd.grad(log_p, z)[0]]).double())
+        nelbo += float(again.guide.nodes[name]["log_prob_sum"].detach() - log_p.detach()) / draws
+    z, scores = (part.reshape(draws, *q.loc.shape) for part in torch.stack(found, 1))
+    return z, scores, nelbo
+
+
+def _matched(q: MultivariateNormal, z: Tensor, scores: Tensor, rate: float) -> MultivariateNormal:
+    """The update in closed form. With V = L Lᵀ and Lᵀ U L = Q diag(d) Qᵀ, Σ' = L Q diag(2 / (1 + √(1 + 4d))) Qᵀ Lᵀ."""
+    mean, score = z.mean(0), scores.mean(0)
+    centred, spread = z - mean, scores - score
+    covariance = torch.einsum("b...i,b...j->...ij", centred, centred) / len(z)
+    gamma = torch.einsum("b...i,b...j->...ij", spread, spread) / len(z)
+    damped = rate / (1 + rate)
+    u = rate * gamma + damped * _outer(score)
+    v = q.covariance_matrix + rate * covariance + damped * _outer(q.loc - mean)
+    root = torch.linalg.cholesky(v)
+    values, vectors = torch.linalg.eigh(root.mT @ u @ root)
+    half = root @ vectors * (2 / (1 + (1 + 4 * values.clamp(min=0)).sqrt())).sqrt().unsqueeze(-2)
+    sigma = half @ half.mT
+    loc = (q.loc + rate * ((sigma @ score.unsqueeze(-1)).squeeze(-1) + mean)) / (1 + rate)
+    return MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(sigma), validate_args=False)
+
+
+def _mismatch(q: MultivariateNormal, z: Tensor, scores: Tensor) -> float:
+    """The score-based divergence E_q ‖∇ log q − ∇ log p‖² in the covariance of q, from the batch."""
+    gap = scores.unsqueeze(-1) + torch.cholesky_solve((z - q.loc).unsqueeze(-1), q.scale_tril)
+    return float((q.scale_tril.mT @ gap).square().sum() / len(z))
+
+
+def _outer(vector: Tensor) -> Tensor:
+    return vector.unsqueeze(-1) * vector.unsqueeze(-2)
+
+
+def _double(q: Any) -> MultivariateNormal:
+    return MultivariateNormal(q.loc.detach().double(), scale_tril=q.scale_tril.detach().double(), validate_args=False)
