@@ -8,7 +8,7 @@ from problems import SOURCES, build, demo, fits_together, is_discrete, shake
 
 from guides import MLP, Amortized, Bernoulli, Flow, FullRank, Global, Linear, Local, MeanField, Prior, SemiAmortized
 from inference import Ascent, analytic_elbo, best_elbo, elbo, fit, fit_unseen, gaps
-from models import VAE, BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian, ProbabilisticPCA, decoders
+from models import VAE, BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian, ProbabilisticPCA, datasets, decoders
 
 QUICK = Ascent(steps=600, lr=0.05, window=50, patience=3)
 FAST = {"ascent": QUICK, "particles": 400, "samples": 500}
@@ -201,6 +201,17 @@ class TestSemiAmortized:
         refined.setup(x)
         values = [elbo(model, guide, x, particles=500) for guide in (plain, refined)]
         assert values[1].value - values[0].value > 5 * (values[0].se ** 2 + values[1].se ** 2) ** 0.5
+
+    def test_a_good_encoder_is_overfitted_by_few_draws_and_not_by_the_default(self):
+        x = datasets.digits(binarised=True).x.double()[:300]
+        model, _ = VAE.from_dataset(datasets.Dataset("digits", x))
+        plain = Amortized(model, MeanField(), MLP((32,)))
+        fit(model, plain, x, steps=500, lr=0.02)
+        few, default = (SemiAmortized(model, MeanField(), plain.encoder, **o) for o in ({"particles": 2}, {}))
+        values = [elbo(model, guide, x, particles=200) for guide in (plain, few, default)]
+        error = 5 * max(value.se for value in values) * 2**0.5
+        assert values[1].value < values[0].value - error
+        assert values[2].value > values[0].value + error
 
     def test_refines_in_training_or_only_after(self):
         model, x = demo(FactorAnalysis)

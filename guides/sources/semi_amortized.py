@@ -29,7 +29,7 @@ class SemiAmortized(Amortized):
         encoder: as for `Amortized`.
         steps: gradient steps for each datum.
         lr: first step size.
-        particles: draws for the ELBO that the steps climb.
+        particles: draws for the ELBO that the steps climb. Few are overfitted: with 4, a good λ_i gets worse on other draws.
         training: whether a fit refines too. If not, λ_i is the encoder's wherever gradients are recorded, and refined where
             they are not (`inference.elbo`, `iwae`, `gaps`, draws).
         plate: name of the model's data plate.
@@ -48,7 +48,7 @@ class SemiAmortized(Amortized):
         *,
         steps: int = 5,
         lr: float = 0.01,
-        particles: int = 4,
+        particles: int = 32,
         training: bool = True,
         plate: str = "data",
     ) -> None:
