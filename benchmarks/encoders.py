@@ -22,16 +22,18 @@ def linear_vae() -> list[str]:
     start = best - float(model.log_evidence(x).mean().detach())
     guide = Amortized(model, MeanField(scale=1.0), Linear())
     fit(model, guide, x, steps=4000, lr=0.02, batch_size=256, objective=TraceMeanField_ELBO())
-    found = gaps(model, guide, x, particles=200)
     with torch.no_grad():
         left = best - float(model.log_evidence(x).mean())
+    x = x[:200]
+    found = gaps(model, guide, x, particles=500)
+    with torch.no_grad():
         whole = float((model.log_evidence(x) - analytic_elbo(model, guide.q(x), x)).mean())
     parts = sum(part.mean for part in found.parts.values())
     return [
         "### LinearVAE on digits, 8 latents, 4000 steps of SVI from random weights (float64, seed 0)",
         "",
         f"Closed-form log p(x) at the optimum {best:.3f} nats per datum; SVI starts {start:.1f} below and ends {left:.4f}",
-        f"below. Gap log p(x) − ELBO in closed form {whole:.4f}; the three measured gaps add up to {parts:.4f} ±",
+        f"below. Gap log p(x) − ELBO in closed form {whole:.4f}; the three measured gaps (200 data) add up to {parts:.4f} ±",
         f"{found.elbo.mean_se:.4f}.",
     ]
 
