@@ -12,6 +12,8 @@ from guides import MLP, Amortized, MeanField
 from inference.cli import app
 from models import VAE, datasets
 
+pytestmark = pytest.mark.slow
+
 DIGITS = ["--data", "digits(binarised=True)", "--batch-size", "256", "--steps", "20"]
 
 

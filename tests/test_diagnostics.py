@@ -40,6 +40,8 @@ from models import (
 from models.posteriordb import KidScore, problem
 from models.posteriordb.problem import ports
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(os.environ.get("TAUT_DATA", "")) / "posteriordb"
 needs_data = pytest.mark.skipif(not DATA.is_dir() or "TAUT_DATA" not in os.environ, reason="TAUT_DATA names no data folder")
 

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import MODELS, PAIRS, SOURCES, build, demo
+from problems import FIXED_PAIRS, build, demo
 from pyro.infer import Trace_ELBO, autoguide
 
 import inference.engine
@@ -14,7 +14,7 @@ from guides import MeanField
 from inference import fit
 from inference.engine import CaptureError, Eager, Engine, Graph, capture
 from inference.engine.simplify import is_random
-from models import FactorAnalysis, GaussianMean, LinearRegression, LocalModel
+from models import FactorAnalysis, GaussianMean, LinearRegression
 
 ENGINES = [
     e for e in map(vars(inference.engine).get, inference.engine.__all__) if isinstance(e, type) and issubclass(e, Engine)
@@ -43,7 +43,7 @@ def assert_same(ends, dtype=torch.float64):
 
 @pytest.mark.parametrize("engine", FAST)
 class TestTrajectory:
-    @pytest.mark.parametrize(("model_class", "source", "family"), PAIRS)
+    @pytest.mark.parametrize(("model_class", "source", "family"), FIXED_PAIRS)
     def test_of_every_model_and_guide(self, engine, model_class, source, family):
         model, x = demo(model_class)
 
@@ -53,16 +53,13 @@ class TestTrajectory:
 
         assert_same(trajectories(make, model, x, engine, steps=20, lr=0.02))
 
-    @pytest.mark.parametrize("model_class", MODELS)
-    @pytest.mark.parametrize("source", SOURCES)
-    def test_of_minibatches(self, engine, model_class, source):
-        if issubclass(model_class, LocalModel) != source.local:
-            source = next(s for s in SOURCES if s.local == issubclass(model_class, LocalModel))
+    @pytest.mark.parametrize(("model_class", "source", "family"), [p for p in FIXED_PAIRS if p.values[2] is MeanField])
+    def test_of_minibatches(self, engine, model_class, source, family):
         model, x = demo(model_class)
 
         def make():
             torch.manual_seed(1)
-            return build(model, source, MeanField, x)
+            return build(model, source, family, x)
 
         assert_same(trajectories(make, model, x, engine, steps=20, lr=0.02, batch_size=7))
 

@@ -10,6 +10,8 @@ from guides import MLP, Amortized, Bernoulli, Flow, FullRank, Global, Linear, Lo
 from inference import Ascent, analytic_elbo, best_elbo, elbo, fit, fit_unseen, gaps
 from models import VAE, BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian, ProbabilisticPCA, datasets, decoders
 
+pytestmark = pytest.mark.slow
+
 QUICK = Ascent(steps=600, lr=0.05, window=50, patience=3)
 FAST = {"ascent": QUICK, "particles": 400, "samples": 500}
 

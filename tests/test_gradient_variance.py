@@ -16,6 +16,8 @@ from inference.gradient_variance import _squared_mean
 from inference.objectives import IWAE, ClosedFormEntropy, Loss, ScoreFunction, StickingTheLanding, TraceELBO
 from models import GaussianMean, LocalGaussian
 
+pytestmark = pytest.mark.slow
+
 
 class Shrunk:
     """A wrong estimator: 0.8 of the gradient."""

@@ -11,6 +11,8 @@ from inference.draws import draws
 from inference.isolation import isolated
 from models import EightSchools, LocalGaussian, NormalGamma, Radon
 
+pytestmark = pytest.mark.slow
+
 
 def schools(centered=True):
     model, x = EightSchools.demo(centered=centered)

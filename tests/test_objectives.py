@@ -36,6 +36,8 @@ from inference.objectives import (
 )
 from models import FactorAnalysis, GaussianMean, LocalGaussian, LocalModel
 
+pytestmark = pytest.mark.slow
+
 EXPORTS = [getattr(objectives, name) for name in objectives.__all__]
 ALL = [export for export in EXPORTS if inspect.isclass(export) and dataclasses.is_dataclass(export)]
 OBJECTIVES = [cls for cls in ALL if dataclasses.fields(cls)]

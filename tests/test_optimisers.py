@@ -22,6 +22,8 @@ from inference.optimisers import BatchAndMatch, FixedDraws, Solver, Target
 from inference.optimisers.fixed_draws import _Average, _matched
 from models import FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian, LocalModel, Model, datasets
 
+pytestmark = pytest.mark.slow
+
 EXPORTS = [getattr(optimisers, name) for name in optimisers.__all__]
 SOLVERS = [e for e in EXPORTS if inspect.isclass(e) and issubclass(e, Solver) and not inspect.isabstract(e)]
 FIXED = [m for m in TRACTABLE if not list(demo(m)[0].parameters())]

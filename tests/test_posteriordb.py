@@ -18,6 +18,8 @@ from models import EightSchools
 from models.posteriordb import Garch, LowDimGaussMix, entries, load, problem
 from models.posteriordb.problem import ports
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(os.environ.get("TAUT_DATA", "")) / "posteriordb"
 needs_data = pytest.mark.skipif(not DATA.is_dir() or "TAUT_DATA" not in os.environ, reason="TAUT_DATA names no data folder")
 NAME = "eight_schools-eight_schools_centered"

@@ -9,6 +9,8 @@ from problems import demo
 from inference import NotConvergedError, reference
 from models import LinearRegression, NormalGamma, Ring
 
+pytestmark = pytest.mark.slow
+
 module = import_module("inference.reference")
 SHORT = {"chains": 2, "draws": 600, "warmup": 200}
 

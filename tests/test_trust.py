@@ -14,6 +14,8 @@ from inference.diagnostics.modes import missed_modes
 from models import Funnel, GaussianMean, LinearRegression, LocalGaussian, Ring
 from models.posteriordb import KidScore
 
+pytestmark = pytest.mark.slow
+
 
 def fitted(model, guide, x):
     """A `Fit` of a guide that is as it should be already."""

@@ -18,6 +18,8 @@ from inference.objectives import AnalyticELBO, ScoreFunction
 from models import VAE, BinaryVAE, LinearVAE, LocalGaussian, ProbabilisticPCA, datasets, decoders, images, observations
 from models.states import States, all_states
 
+pytestmark = pytest.mark.slow
+
 EXACT = {"atol": 1e-10, "rtol": 0.0}
 OBSERVATIONS = [
     o for o in (getattr(observations, name) for name in observations.__all__) if not inspect.isabstract(o)
