@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "batches", "transformed"]
+__all__ = ["Batch", "Batches"]
 
 
 class Batch(NamedTuple):
@@ -19,23 +19,57 @@ class Batch(NamedTuple):
     epoch: int = 0
 
 
-def batches(args: tuple[Any, ...], batch_size: int | None) -> Iterator[Batch]:
+class Batches(Iterator[Batch]):
     """Endless batches of `batch_size` rows, every row once in each epoch; all the data at once if it is None.
 
-    The last batch of an epoch may be smaller; its rows are scaled by their own number, so every batch is unbiased.
+    The last batch of an epoch may be smaller; its rows are scaled by their own number, so every batch is unbiased. The
+    permutation of an epoch is drawn when its first batch is asked for.
+
+    Args:
+        args: the data; rows of every tensor belong together.
+        batch_size: rows in a batch.
+        transform: applied anew to the rows of x, the first argument, of each batch.
     """
-    if batch_size is None:
-        while True:
-            yield Batch(args, {})
-    rows = len(args[0])
-    epoch = 0
-    while True:
-        for index in torch.randperm(rows, device=args[0].device).split(batch_size):
-            yield Batch(tuple(value[index] for value in args), {"index": index, "size": rows}, epoch)
-        epoch += 1
 
+    def __init__(
+        self, args: tuple[Any, ...], batch_size: int | None, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.args = args
+        self.batch_size = batch_size
+        self.transform = transform
+        self.epoch = -1
+        self._left: list[Tensor] = []
+        self._peeked: list[Batch] = []
 
-def transformed(stream: Iterator[Batch], transform: Callable[[Tensor], Tensor]) -> Iterator[Batch]:
-    """The same batches with `transform` applied to the rows of x, the first argument, of each."""
-    for batch in stream:
-        yield batch._replace(args=(transform(batch.args[0]), *batch.args[1:]))
+    def __next__(self) -> Batch:
+        if self._peeked:
+            return self._peeked.pop()
+        if self.batch_size is None:
+            return self.of(None)
+        return self.of(self.indices(1)[0])
+
+    def peek(self) -> Batch:
+        """The next batch, which stays the next."""
+        batch = next(self)
+        self._peeked.append(batch)
+        return batch
+
+    def indices(self, most: int) -> list[Tensor]:
+        """The rows of the next batches of this epoch, at most `most` of them and all of the same size."""
+        assert self.batch_size is not None
+        if not self._left:
+            self.epoch += 1
+            self._left = list(torch.randperm(len(self.args[0]), device=self.args[0].device).split(self.batch_size))
+        same = [index for index in self._left[:most] if len(index) == len(self._left[0])]
+        self._left = self._left[len(same) :]
+        return same
+
+    def of(self, index: Tensor | None) -> Batch:
+        """The batch of these rows, or of all."""
+        if index is None:
+            return Batch((self._transformed(self.args[0]), *self.args[1:]), {})
+        x, *others = (value[index] for value in self.args)
+        return Batch((self._transformed(x), *others), {"index": index, "size": len(self.args[0])}, self.epoch)
+
+    def _transformed(self, x: Any) -> Any:
+        return x if self.transform is None else self.transform(x)

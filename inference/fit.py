@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
-from math import inf, isfinite
 from typing import Any
 
 import pyro
@@ -17,16 +15,16 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.params.param_store import StateDict
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm import tqdm
 
-from .batches import Batch, batches, transformed
+from .batches import Batch, Batches
 from .checks import arguments, check_count, check_data, check_minibatch, check_pair, check_rate
 from .engine import Eager, Engine, Problem
 from .engine.eager import adopt
 from .isolation import isolated, scoped
+from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
 from .optimisers import Solver, Target
 from .row_optimiser import RowOptimiser
@@ -49,27 +47,6 @@ class Fit:
     seed: int
     params: StateDict = field(repr=False)
     """The param store's state at the end."""
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite.
-
-    Attributes:
-        step: the step at which it did, from 0. Its update was not made.
-        site: the first site whose log probability was not finite, or None if none was.
-    """
-
-    def __init__(self, step: int, site: str | None, detail: str) -> None:
-        self.step = step
-        self.site = site
-        super().__init__(
-            f"the fit stopped at step {step}: {detail}. The guide is as it was before this step; lower lr, or look at the "
-            "scale of that site."
-        )
-        self.detail = detail
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.step, self.site, self.detail)
 
 
 def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
@@ -136,13 +113,10 @@ def fit(
     losses = torch.empty(steps, dtype=torch.float64)
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad(), ExitStack() as stack:
-        stream = batches(args, batch_size)
-        if transform is not None:
-            stream = transformed(stream, transform)
-        first = next(stream)
+        stream = Batches(args, batch_size, transform)
+        first = stream.peek()
         if transform is not None:
             check_data(model, first.args)
-        stream = chain([first], stream)
         rows = RowOptimiser()
         parameters, names = _parameters(
             model, guide, first, rows, enumerated=not isinstance(objective, Trace_ELBO | TraceELBO)
@@ -150,31 +124,16 @@ def fit(
         if not parameters:
             raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
         stack.enter_context(_gradients_restored(parameters))
-        run = engine(Problem(model, guide, objective, rows, parameters))
         descent = optimiser(parameters, lr=lr)
         if isinstance(descent, torch.optim.LBFGS):
             raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
         decay = None if schedule is None else schedule(descent, steps)
+        run = engine(Problem(model, guide, objective, stream, rows, parameters, descent, decay))
         stack.enter_context(_own_nan_check())
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
-        for step in range(steps):
-            batch = next(stream)
-            rng = torch.get_rng_state()
-            try:
-                loss = run.step(batch)
-            except LinAlgError as error:
-                raise NonFiniteLossError(step, None, f"a matrix could not be factorised ({error})") from error
-            _extend(descent, parameters)
-            if not (isfinite(loss) and _finite_gradients(parameters)):
-                raise _explain(model, guide, batch, rows, step=step, loss=loss, rng=rng)
-            losses[step] = loss
-            rows.load(descent, batch.epoch)
-            descent.step()
-            rows.store(descent)
-            descent.zero_grad()
-            if decay is not None:
-                decay.step()
-            bar.update()
+        for block in _blocks(steps):
+            losses[block] = run.advance(block.stop - block.start)
+            bar.update(block.stop - block.start)
     return Fit(
         model=scoped(model, store, names[0]),
         guide=scoped(guide, store, names[1]),
@@ -184,6 +143,17 @@ def fit(
         seed=seed,
         params=store,
     )
+
+
+def _blocks(steps: int) -> Iterator[slice]:
+    """Blocks of steps that begin with a single one and grow until they take a tenth of a second."""
+    start, size = 0, 1
+    while start < steps:
+        begin = time.perf_counter()
+        yield slice(start, min(start + size, steps))
+        start += size
+        if time.perf_counter() - begin < 0.1:
+            size *= 2
 
 
 def _check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
@@ -252,41 +222,3 @@ def _own_nan_check() -> Iterator[None]:
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
         yield
-
-
-def _extend(descent: Optimizer, parameters: list[Tensor]) -> None:
-    """Gives the optimiser the parameters that a step has met for the first time."""
-    group = descent.param_groups[0]["params"]
-    group.extend(parameters[len(group) :])
-
-
-def _finite_gradients(parameters: list[Tensor]) -> bool:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients, inf).isfinite())
-
-
-def _explain(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    batch: Batch,
-    rows: RowOptimiser,
-    *,
-    step: int,
-    loss: float,
-    rng: Tensor,
-) -> NonFiniteLossError:
-    """Runs the step once more with its own noise, to find the first site whose log probability is not finite."""
-    torch.set_rng_state(rng)
-    with rows, torch.no_grad():
-        guide_trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch.args, **batch.kwargs)
-    for role, trace in (("guide", guide_trace), ("model", model_trace)):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            log_prob = site["fn"].log_prob(site["value"])
-            if isinstance(log_prob, Tensor) and not log_prob.isfinite().all():
-                bad = log_prob[~log_prob.isfinite()][0].item()
-                return NonFiniteLossError(step, name, f"the log probability of site {name!r} in the {role} is {bad}")
-    what = f"the loss is {loss}" if not isfinite(loss) else "the gradient of the loss is not finite"
-    return NonFiniteLossError(step, None, f"{what}, though every site's log probability is finite")

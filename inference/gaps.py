@@ -16,7 +16,7 @@ from torch import Tensor
 from guides import Amortized, Guide
 from models import Tractable
 
-from .batches import batches
+from .batches import Batches
 from .checks import arguments, check_count, check_data, check_pair, check_rate
 from .draws import LIMIT
 from .evidence import Evidence, ais, iwae
@@ -180,7 +180,7 @@ def _best_encoder(
     parameters = [p.requires_grad_() for p in twin.parameters()]
     adam = torch.optim.Adam(parameters, lr=lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    stream = batches(train, batch_size)
+    stream = Batches(train, batch_size)
     with pyro.validation_enabled(False):
         for _ in range(steps):
             rows = next(stream).args

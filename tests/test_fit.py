@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from guides import Amortized, FullRank, Global, Linear, Local, LowRank, MeanField, Posterior, SemiAmortized
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, elbo, fit
-from inference.batches import batches
+from inference.batches import Batches
 from inference.checks import check_pair
 from inference.isolation import isolated
 from inference.row_optimiser import RowOptimiser
@@ -135,7 +135,7 @@ class TestMinibatches:
 
     def test_epochs_visit_every_row_once(self):
         x = torch.arange(10.0)
-        stream = batches((x, 2 * x), 4)
+        stream = Batches((x, 2 * x), 4)
         for epoch in range(3):
             taken = [next(stream) for _ in range(3)]
             assert [len(b.args[0]) for b in taken] == [4, 4, 2]
