@@ -12,14 +12,18 @@ from pyro.infer import Trace_ELBO, autoguide
 import inference.engine
 from guides import MeanField
 from inference import fit
-from inference.engine import CaptureError, Eager, Engine, Graph, capture
+from inference.engine import CaptureError, CompiledLoop, Eager, Engine, Graph, capture
 from inference.engine.simplify import is_random
 from models import FactorAnalysis, GaussianMean, LinearRegression
 
 ENGINES = [
     e for e in map(vars(inference.engine).get, inference.engine.__all__) if isinstance(e, type) and issubclass(e, Engine)
 ]
-FAST = [engine for engine in ENGINES if engine not in (Engine, Eager)]
+FAST = [
+    pytest.param(engine, marks=pytest.mark.slow if issubclass(engine, CompiledLoop) else ())
+    for engine in ENGINES
+    if engine not in (Engine, Eager)
+]
 
 
 def trajectories(make, model, x, engine, **options):

@@ -2,7 +2,8 @@
 
 from .base import Engine, Problem
 from .capture import CaptureError, capture
+from .compiled import CompiledLoop
 from .eager import Eager
 from .graph import Graph
 
-__all__ = ["CaptureError", "Eager", "Engine", "Graph", "Problem", "capture"]
+__all__ = ["CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Problem", "capture"]

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .simplify import simplify
+from .update import PlainOptimiserError
 
 __all__ = ["CaptureError", "capture"]
 
@@ -21,7 +22,7 @@ class CaptureError(RuntimeError):
 
 def capture(
     loss_and_gradients: Callable[[], Sequence[Tensor | None]], leaves: Sequence[Tensor], args: Sequence[Tensor]
-) -> Callable[..., list[Tensor | None]]:
+) -> fx.GraphModule:
     """Runs `loss_and_gradients` once and returns the graph of what it computed from `leaves` and `args`.
 
     Every tensor that it reads besides these becomes a constant of the graph. Random operations stay in the graph, in their
@@ -36,6 +37,7 @@ def capture(
         A function of (leaves, args) that returns the same list for other values of the same shapes and dtypes.
 
     Raises:
+        PlainOptimiserError: from the function itself.
         CaptureError: if Python's control flow depends on a tensor's value, or a buffer is changed in place.
     """
     try:
@@ -45,7 +47,7 @@ def capture(
             _refuse_changed_constants(traced)
             example = ([leaf.detach() for leaf in leaves], list(args))
             pure = make_fx(torch.func.functionalize(traced, remove="mutations"))(*example)
-    except CaptureError:
+    except (CaptureError, PlainOptimiserError):
         raise
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)

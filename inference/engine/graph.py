@@ -14,7 +14,7 @@ from .base import Engine, Problem
 from .capture import CaptureError, capture
 from .eager import Eager
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "agree"]
 
 RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far a captured step may be from eager's, by dtype: the order of sums may differ, nothing else."""
@@ -80,7 +80,7 @@ class Graph(Engine):
     def _require_equal(self, found: list[Tensor | None], expected: list[Tensor | None], rng: Tensor) -> None:
         if not torch.equal(torch.get_rng_state(), rng):
             raise CaptureError("it draws other random numbers than the program")
-        if not all(map(_agree, found, expected)):
+        if not all(map(agree, found, expected)):
             raise CaptureError(f"its loss or gradient differs at step {self._steps - 1}")
 
     def _evaluate(self, batch: Batch) -> list[Tensor | None]:
@@ -104,7 +104,7 @@ def _inputs(batch: Batch) -> list[Tensor]:
     return [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, Tensor)]
 
 
-def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
+def agree(found: Tensor | None, expected: Tensor | None) -> bool:
     if found is None or expected is None:
         return found is None and (expected is None or bool((expected == 0).all()))
     tolerance = RELATIVE.get(found.dtype, 1e-4)

@@ -1,0 +1,240 @@
+"""Many steps at once, inside compiled code."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batches import Batch
+from . import cache
+from .base import Engine, Problem
+from .build import BuildError, Compiled
+from .capture import CaptureError, capture
+from .eager import Eager
+from .graph import Graph, agree
+from .loop import Loop, loop
+from .threads import fewest_for, fixed_threads
+from .update import PlainOptimiserError, read_state, require_plain, updated, write_state
+
+__all__ = ["CompiledLoop"]
+
+MOST_STEPS = 1024
+"""Steps in one call of the compiled loop."""
+CHECK_EVERY = 16
+"""The loop is compared with Pyro at steps 1, 16, 16², …"""
+
+
+_DIFFERS = "the fit runs by Pyro alone from here on, since its captured step cannot be used:"
+
+
+class CompiledLoop(Engine):
+    """Runs blocks of steps, optimiser included, in one loop of machine code: a small step takes microseconds.
+
+    The step is captured as `Graph` does it, with minibatch, transform and the optimiser's update, and compiled by torch's
+    Inductor; a second fit of the same program, in whatever process, finds it on disk (`cache.folder`). Random operations
+    stay in the loop and draw from the global generator in the programs' order: the trajectory is Eager's, to rounding.
+    The loop is compared with Eager's step at steps 1, 16, 256, ….
+
+    What cannot be captured, or differs, runs by `Eager`; what can be captured but not compiled, by `Graph`; either with one
+    warning that says why. Without a warning, Pyro's own objectives run by `Eager` and Local guides on minibatches by `Graph`.
+
+    Args:
+        problem: what to run, on a CPU.
+
+    Attributes:
+        instead: the engine that runs the fit, if this one does not.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.eager = Eager(problem)
+        self.graph = Graph(problem)
+        self.instead: Engine | None = None
+        if hasattr(problem.objective, "loss_and_grads"):
+            self.instead = self.eager
+        self._ready: _Ready | None = None
+
+    def advance(self, steps: int) -> Tensor:
+        blocks = []
+        while steps:
+            blocks.append(self._block(steps))
+            steps -= len(blocks[-1])
+        return torch.cat(blocks)
+
+    def step(self, batch: Batch) -> float:
+        return self.eager.step(batch)
+
+    def _block(self, most: int) -> Tensor:
+        """At most `most` steps."""
+        batches = self.problem.batches
+        if self.instead is not None:
+            return self._by(self.instead, [next(batches)])
+        if self.taken == 0:
+            # It gives the optimiser its state, and creates the leaves of local tables.
+            return self._by(self.eager, [next(batches)])
+        if self.problem.rows.leaves:
+            self.instead = self.graph
+            return self._by(self.graph, [next(batches)])
+        check = _is_power(self.taken)
+        count = 1 if check else min(most, MOST_STEPS, _next_power(self.taken) - self.taken)
+        indices = [None] * count if batches.batch_size is None else batches.indices(count)
+        if indices[0] is not None and len(indices[0]) != batches.batch_size:
+            return self._by(self.graph, map(batches.of, indices))
+        try:
+            if self._ready is None:
+                self._ready = self._prepare(indices[0])
+            return self._checked(indices[0]) if check else self._run(indices)
+        except CaptureError as error:
+            self._leave_to(self.eager, f"the fit runs by Pyro alone, since its captured step cannot be used: {error}")
+        except (BuildError, PlainOptimiserError) as error:
+            self._leave_to(self.graph, f"the fit runs without compiled code, since {error}")
+        assert self.instead is not None
+        return self._by(self.instead, map(batches.of, indices))
+
+    def _leave_to(self, engine: Engine, why: str) -> None:
+        self.instead = engine
+        warnings.warn(why, stacklevel=5)
+
+    def _prepare(self, index: Tensor | None) -> _Ready:
+        """Captures and compiles the step."""
+        problem, batches = self.problem, self.problem.batches
+        require_plain(problem.optimiser)
+        parameters = problem.parameters
+        remembered = read_state(problem.optimiser, parameters)
+        rate = torch.tensor(0.0, dtype=torch.float64)
+        data = [value for value in batches.args if isinstance(value, Tensor)]
+        if any(value.device.type != "cpu" for value in (*parameters, *data)):
+            raise BuildError("compiled code runs on a CPU only")
+
+        def step() -> list[Tensor]:
+            batch = batches.of(index)
+            value, surrogate = problem.objective(problem.model, problem.guide, batch.args, batch.kwargs)
+            gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True)
+            return [value.detach(), *updated(problem.optimiser, parameters, gradients, remembered, rate)]
+
+        rng = torch.get_rng_state()
+        try:
+            varying = [*data, *([] if index is None else [index])]
+            captured = capture(step, parameters, [*remembered, rate, *varying])
+        finally:
+            torch.set_rng_state(rng)
+        found = loop(captured, [*parameters, *remembered], len(varying), minibatches=index is not None)
+        length = MOST_STEPS if index is None else min(MOST_STEPS, len(batches.args[0]) // len(index))
+        threads = fewest_for(captured)
+        ready = _Ready(found, data, length, threads, _not_built)
+        example = ready.inputs(found.packing.pack([*parameters, *remembered]), [0.0], None if index is None else [index])
+        return ready._replace(run=cache.compiled(found, example, threads=threads))
+
+    def _run(self, indices: Sequence[Tensor | None]) -> Tensor:
+        """The loop's steps; by `Graph`, if there is a number among the results that is not finite, so that it is found."""
+        problem, schedule = self.problem, self.problem.schedule
+        group = problem.optimiser.param_groups[0]
+        rng, lr, before = torch.get_rng_state(), group["lr"], {} if schedule is None else schedule.state_dict()
+        losses, state = self._loop(indices, self._rates(len(indices)))
+        if all(bool(values.isfinite().all()) for values in (losses, *state)):
+            self._write(state)
+            self.taken += len(indices)
+            return losses
+        torch.set_rng_state(rng)
+        group["lr"] = lr
+        if schedule is not None:
+            schedule.load_state_dict(before)
+        return self._by(self.graph, map(problem.batches.of, indices))
+
+    def _checked(self, index: Tensor | None) -> Tensor:
+        """One step by Eager, which the loop has to repeat."""
+        problem = self.problem
+        rng = torch.get_rng_state()
+        losses, state = self._loop([index], [problem.optimiser.param_groups[0]["lr"]])
+        after = torch.get_rng_state()
+        torch.set_rng_state(rng)
+        expected = self._by(self.eager, [problem.batches.of(index)])
+        assert self._ready is not None
+        same = [agree(losses.to(self._ready.coarsest), expected), *map(agree, state, self._state())]
+        if not torch.equal(after, torch.get_rng_state()):
+            self._leave_to(self.eager, f"{_DIFFERS} it draws other random numbers than the program")
+        elif not all(same):
+            self._leave_to(self.eager, f"{_DIFFERS} its loss or update differs at step {self.taken - 1}")
+        return expected
+
+    def _loop(self, indices: Sequence[Tensor | None], rates: list[float]) -> tuple[Tensor, list[Tensor]]:
+        """Losses and packed state after the steps. Only the random state is changed."""
+        assert self._ready is not None
+        rows = None if indices[0] is None else [index for index in indices if index is not None]
+        with fixed_threads(self._ready.threads), torch.no_grad():
+            _, losses, *state = self._ready.run(self._ready.inputs(self._state(), rates, rows))
+        return losses[: len(rates)].clone(), state
+
+    def _rates(self, count: int) -> list[float]:
+        """The learning rates of the next steps."""
+        group, rates = self.problem.optimiser.param_groups[0], []
+        for _ in range(count):
+            rates.append(float(group["lr"]))
+            if self.problem.schedule is not None:
+                self.problem.schedule.step()
+        return rates
+
+    def _state(self) -> list[Tensor]:
+        assert self._ready is not None
+        parameters = self.problem.parameters
+        return self._ready.loop.packing.pack([*parameters, *read_state(self.problem.optimiser, parameters)])
+
+    def _write(self, vectors: Sequence[Tensor]) -> None:
+        assert self._ready is not None
+        values, parameters = self._ready.loop.packing.unpack(vectors), self.problem.parameters
+        with torch.no_grad():
+            for parameter, value in zip(parameters, values, strict=False):
+                parameter.copy_(value)
+            write_state(self.problem.optimiser, parameters, values[len(parameters) :])
+
+    def _by(self, engine: Engine, batches: Iterable[Batch]) -> Tensor:
+        """Steps by another engine."""
+        losses = []
+        for batch in batches:
+            engine.taken = self.taken
+            losses.append(engine.take(batch))
+            self.taken += 1
+        return torch.tensor(losses, dtype=torch.float64)
+
+
+def _not_built(inputs: list[Tensor]) -> list[Tensor]:
+    raise NotImplementedError
+
+
+class _Ready(NamedTuple):
+    """A loop that can be run."""
+
+    loop: Loop
+    data: list[Tensor]
+    length: int
+    """The most steps of one call."""
+    threads: int
+    run: Compiled
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """Of the dtypes that a step computes in, the one with the largest rounding error."""
+        dtypes = [*self.loop.packing.dtypes, *(value.dtype for value in self.data)]
+        return max((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
+
+    def inputs(self, state: list[Tensor], rates: list[float], indices: list[Tensor] | None) -> list[Tensor]:
+        padded = torch.zeros(self.length, dtype=torch.float64)
+        padded[: len(rates)] = torch.tensor(rates, dtype=torch.float64)
+        rows = []
+        if indices is not None:
+            rows = [indices[0].new_zeros(self.length, len(indices[0]))]
+            torch.stack(indices, out=rows[0][: len(indices)])
+        count = torch.tensor(len(rates))
+        return [torch.tensor(0), torch.zeros_like(padded), *state, count, padded, *self.data, *rows, *self.loop.constants]
+
+
+def _is_power(step: int) -> bool:
+    return step == 1 or (step % CHECK_EVERY == 0 and _is_power(step // CHECK_EVERY))
+
+
+def _next_power(step: int) -> int:
+    return 1 if step < 1 else CHECK_EVERY * _next_power(step // CHECK_EVERY)

@@ -1,0 +1,137 @@
+"""A captured step as the body of a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .capture import CaptureError
+
+__all__ = ["Loop", "Packing", "loop"]
+
+aten = torch.ops.aten
+
+
+class Packing:
+    """Tensors laid end to end in one vector for each dtype: a loop that carries few tensors has little to hand on.
+
+    Args:
+        tensors: examples, which fix shapes and order.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.dtypes = [tensor.dtype for tensor in tensors]
+        self.groups = list(dict.fromkeys(self.dtypes))
+
+    def pack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """One vector for each dtype."""
+        return [torch.cat([t.detach().reshape(-1) for t in tensors if t.dtype == dtype]) for dtype in self.groups]
+
+    def unpack(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Views into the vectors, of the shapes and in the order of the examples."""
+        parts = {dtype: iter(vector.split(self.sizes(dtype))) for dtype, vector in zip(self.groups, vectors, strict=True)}
+        return [next(parts[dtype]).view(shape) for dtype, shape in zip(self.dtypes, self.shapes, strict=True)]
+
+    def sizes(self, dtype: torch.dtype) -> list[int]:
+        """The lengths of the parts of one vector."""
+        return [shape.numel() for shape, own in zip(self.shapes, self.dtypes, strict=True) if own == dtype]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A step that reads its place in the loop from its inputs.
+
+    Attributes:
+        body: a function of (i, losses, *packed state, count, rates, *data, *constants) that returns the first of them after
+            step i. Rates has one learning rate for each step; of the data, the last is an index if there are minibatches,
+            with one row for each step.
+        constants: the last inputs.
+        packing: of the state.
+    """
+
+    body: fx.GraphModule
+    constants: list[Tensor]
+    packing: Packing
+
+
+def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatches: bool) -> Loop:
+    """Turns a step of (state, rate, *data) into one of a loop.
+
+    Args:
+        step: returns the loss and the new state.
+        state: an example of the state.
+        data: number of tensors of data, the index among them.
+        minibatches: whether the last tensor of data is an index.
+
+    Raises:
+        CaptureError: if the step would change the type of its state, so that it cannot be repeated.
+    """
+    packing = Packing(state)
+    graph = fx.Graph()
+    given = [node for node in step.graph.nodes if node.op == "placeholder"]
+    made: dict[fx.Node, fx.Node] = {}
+    i, losses = graph.placeholder("i"), graph.placeholder("losses")
+    vectors = [graph.placeholder(f"state_{k}") for k in range(len(packing.groups))]
+    graph.placeholder("count")
+    rates = graph.placeholder("rates")
+    inputs = [graph.placeholder(f"data_{k}") for k in range(data)]
+    kept = {n: getattr(step, n.target) for n in step.graph.nodes if n.op == "get_attr"}
+    constants = {n: value for n, value in kept.items() if not _is_uniform(value)}
+    made.update({n: graph.placeholder(f"constant_{k}") for k, n in enumerate(constants)})
+
+    here = graph.call_function(aten.reshape.default, (i, [1]))
+    parts = dict.fromkeys(packing.groups, 0)
+    for node, shape, dtype in zip(given, packing.shapes, packing.dtypes, strict=False):
+        begin, end = parts[dtype], parts[dtype] + shape.numel()
+        vector = vectors[packing.groups.index(dtype)]
+        part = graph.call_function(aten.slice.Tensor, (vector, 0, begin, end))
+        made[node] = graph.call_function(aten.view.default, (part, list(shape)))
+        parts[dtype] = end
+    rate, *arguments = given[len(state) :]
+    made[rate] = _row(graph, rates, here, [])
+    made.update(zip(arguments, inputs, strict=True))
+    if minibatches:
+        made[arguments[-1]] = _row(graph, inputs[-1], here, list(arguments[-1].meta["tensor_meta"].shape))
+    for node in step.graph.nodes:
+        if node.op == "get_attr" and node not in made:
+            value = kept[node]
+            options = {"dtype": value.dtype, "device": value.device}
+            made[node] = graph.call_function(aten.full.default, (list(value.shape), value.reshape(-1)[0].item()), options)
+        elif node.target is aten.clone.default:
+            made[node] = made[node.all_input_nodes[0]]
+        elif node.op == "call_function":
+            made[node] = graph.node_copy(node, made.__getitem__)
+    returned: Any = step.graph.output_node().args[0]
+    loss, *new = returned
+    for node, shape, dtype in zip(new, packing.shapes, packing.dtypes, strict=True):
+        meta = node.meta.get("tensor_meta")
+        if node not in given and meta is not None and (meta.shape, meta.dtype) != (shape, dtype):
+            raise CaptureError("a step changes the shape or dtype of a parameter or of the optimiser's state")
+    flat = [graph.call_function(aten.reshape.default, (made[node], [-1])) for node in new]
+    packed = []
+    for dtype in packing.groups:
+        own = [node for node, kind in zip(flat, packing.dtypes, strict=True) if kind == dtype]
+        packed.append(graph.call_function(aten.cat.default, (own,)))
+    value = graph.call_function(aten.reshape.default, (made[loss], [1]))
+    value = graph.call_function(torch.ops.prims.convert_element_type.default, (value, torch.float64))
+    graph.output(
+        (
+            graph.call_function(aten.add.Tensor, (i, 1)),
+            graph.call_function(aten.index_put.default, (losses, [here], value)),
+            *packed,
+        )
+    )
+    return Loop(fx.GraphModule(torch.nn.Module(), graph), list(constants.values()), packing)
+
+
+def _row(graph: fx.Graph, rows: fx.Node, here: fx.Node, shape: list[int]) -> fx.Node:
+    return graph.call_function(aten.reshape.default, (graph.call_function(aten.index_select.default, (rows, 0, here)), shape))
+
+
+def _is_uniform(value: Tensor) -> bool:
+    return value.numel() > 0 and bool((value == value.reshape(-1)[0]).all())

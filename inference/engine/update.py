@@ -1,0 +1,94 @@
+"""A torch optimiser's step as a function of tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["PlainOptimiserError", "read_state", "require_plain", "updated", "write_state"]
+
+
+class PlainOptimiserError(RuntimeError):
+    """The optimiser's step is not a function of tensors."""
+
+
+def require_plain(optimiser: Optimizer) -> None:
+    """Raises a PlainOptimiserError unless all that the optimiser remembers are tensors, in one group of parameters."""
+    kind = type(optimiser).__name__
+    if len(optimiser.param_groups) != 1:
+        raise PlainOptimiserError(f"{kind} has several groups of parameters")
+    for state in optimiser.state.values():
+        for key, value in state.items():
+            if not isinstance(value, Tensor):
+                raise PlainOptimiserError(f"{kind} keeps {key!r} as {type(value).__name__}, not as a tensor")
+
+
+def read_state(optimiser: Optimizer, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """All that the optimiser remembers, parameter by parameter; counts of steps in double, as torch computes with them."""
+    return [
+        value.detach().double() if key == "step" else value.detach()
+        for parameter in parameters
+        for key, value in optimiser.state.get(parameter, {}).items()
+    ]
+
+
+def write_state(optimiser: Optimizer, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """The reverse of `read_state`."""
+    rest = iter(values)
+    for parameter in parameters:
+        for value in optimiser.state.get(parameter, {}).values():
+            value.copy_(next(rest))
+
+
+def updated(
+    optimiser: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], state: Sequence[Tensor], lr: Tensor
+) -> list[Tensor]:
+    """The parameters after a step, then the state, as `read_state` orders it. Nothing is changed in place.
+
+    Args:
+        optimiser: only its kind, settings and the names of its state are used.
+        parameters, gradients, state, lr: the values that the step depends on; lr is a scalar tensor.
+    """
+    rest = iter(state)
+    with torch.no_grad():
+        leaves = [parameter.detach().clone() for parameter in parameters]
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = None if gradient is None else gradient.detach()
+        twin = copy.copy(optimiser)
+        settings = {**optimiser.param_groups[0], "params": leaves, "lr": lr}
+        # The settings under which torch keeps to tensors: no number is read out of one.
+        settings.update({key: value for key, value in _TENSORS_ONLY.items() if key in settings})
+        twin.param_groups = [settings]
+        twin.state = defaultdict(dict)
+        for leaf, parameter in zip(leaves, parameters, strict=True):
+            if parameter in optimiser.state:
+                twin.state[leaf] = {key: next(rest).clone() for key in optimiser.state[parameter]}
+        try:
+            with _as_if_compiling():
+                type(optimiser).step(twin)
+        except Exception as error:
+            raise PlainOptimiserError(
+                f"the step of {type(optimiser).__name__} cannot be captured ({str(error).strip().splitlines()[0]})"
+            ) from error
+        return [*leaves, *(value for leaf in leaves for value in twin.state.get(leaf, {}).values())]
+
+
+_TENSORS_ONLY: dict[str, Any] = {"capturable": True, "foreach": False, "fused": False}
+
+
+@contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    """torch takes `capturable=True` on a CPU only from a compiler, and this is one."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
