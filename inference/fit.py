@@ -128,7 +128,7 @@ def fit(
         if isinstance(descent, torch.optim.LBFGS):
             raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
         decay = None if schedule is None else schedule(descent, steps)
-        run = engine(Problem(model, guide, objective, stream, rows, parameters, descent, decay))
+        run = engine(Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps))
         stack.enter_context(_own_nan_check())
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
         for block in _blocks(steps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,9 +12,11 @@ from problems import FIXED_PAIRS, build, demo
 from pyro.infer import Trace_ELBO, autoguide
 
 import inference.engine
-from guides import MeanField
+import inference.engine.auto
+from guides import Amortized, MeanField
 from inference import fit
-from inference.engine import CaptureError, CompiledLoop, Eager, Engine, Graph, capture
+from inference.engine import Auto, CaptureError, CompiledLoop, Eager, Engine, Graph, capture
+from inference.engine.memory import memory
 from inference.engine.simplify import is_random
 from models import FactorAnalysis, GaussianMean, LinearRegression
 
@@ -20,10 +24,16 @@ ENGINES = [
     e for e in map(vars(inference.engine).get, inference.engine.__all__) if isinstance(e, type) and issubclass(e, Engine)
 ]
 FAST = [
-    pytest.param(engine, marks=pytest.mark.slow if issubclass(engine, CompiledLoop) else ())
+    pytest.param(engine, marks=pytest.mark.slow if engine is CompiledLoop else ())
     for engine in ENGINES
     if engine not in (Engine, Eager)
 ]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Auto captures at once, so that short fits test it."""
+    monkeypatch.setattr(inference.engine.auto, "PATIENCE", 0.0)
 
 
 def trajectories(make, model, x, engine, **options):
@@ -141,6 +151,8 @@ class TestFallback:
 
     def test_a_program_that_changes_with_time(self, engine):
         """As in annealing: the captured step is right at first, and found out when it is compared again."""
+        if engine is Auto:
+            pytest.skip("Auto sees the count of calls and runs it by Eager, in silence")
 
         def make():
             calls = iter(range(1000))
@@ -223,3 +235,97 @@ def test_the_guide_of_a_global_model_is_faster_to_step_than_to_capture_twice():
 
     fit(model, autoguide.AutoNormal(model), x, steps=30, batch_size=6, engine=Counting)
     assert seen[-1] == 2
+
+
+class TestMemory:
+    """What makes a program another one at its next call is found; what does not is not."""
+
+    @staticmethod
+    def counting_closure():
+        calls = iter(range(1000))
+        return lambda x: next(calls)
+
+    @staticmethod
+    def counting_cell():
+        calls = 0
+
+        def program(x):
+            nonlocal calls
+            calls += 1
+
+        return program
+
+    @staticmethod
+    def counting_itertools():
+        calls = itertools.count()
+        return lambda x: next(calls)
+
+    @staticmethod
+    def counting_generator():
+        scales = (0.9**k for k in range(1000))
+        return lambda x: next(scales)
+
+    @staticmethod
+    def counting_global():
+        def program(x):
+            CALLS.append(0)
+
+        return program
+
+    @staticmethod
+    def counting_attribute():
+        class Program(torch.nn.Module):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+
+        return Program()
+
+    @staticmethod
+    def counting_callee():
+        seen = []
+
+        def inner(x):
+            seen.append(0)
+
+        return lambda x: [inner(x)]
+
+    @pytest.mark.parametrize("make", ["closure", "cell", "itertools", "generator", "global", "attribute", "callee"])
+    def test_a_count_of_calls(self, make):
+        program = getattr(self, f"counting_{make}")()
+        before = memory(program)
+        assert memory(program) == before
+        program(torch.ones(2))
+        assert memory(program) != before
+
+    def test_nothing_of_a_pair_of_the_suite_or_of_pyro(self):
+        model, x = demo(FactorAnalysis)
+        for build_guide in (lambda: build(model, Amortized, MeanField, x), lambda: autoguide.AutoNormal(model)):
+            program = build_guide()
+            with pyro.get_param_store().scope():
+                program(x)
+                before = memory(model, program)
+                program(x)
+                model(x)
+                assert memory(model, program) == before
+
+
+CALLS = []
+
+
+def test_auto_leaves_a_program_that_counts_its_calls_to_pyro():
+    """The trajectory is Eager's to the last bit, and so is the count."""
+
+    def run(engine):
+        calls = itertools.count()
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 0.9 ** next(calls)).expand(x.shape).to_event(1), obs=x)
+
+        return fit(model, guide, torch.ones(3), steps=40, engine=engine).nelbo, next(calls)
+
+    (losses, calls), (ours, our_calls) = run(Eager), run(Auto)
+    assert torch.equal(losses, ours)
+    assert calls == our_calls

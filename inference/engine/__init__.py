@@ -1,9 +1,10 @@
 """Engines: ways to run one step of a fit, all along the same trajectory."""
 
+from .auto import Auto
 from .base import Engine, Problem
 from .capture import CaptureError, capture
 from .compiled import CompiledLoop
 from .eager import Eager
 from .graph import Graph
 
-__all__ = ["CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Problem", "capture"]
+__all__ = ["Auto", "CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Problem", "capture"]

@@ -34,6 +34,8 @@ class Problem:
     """The tensors to learn; a step that meets new ones adds them."""
     optimiser: Optimizer
     schedule: LRScheduler | None
+    steps: int | None = None
+    """How many there will be, if that is known."""
 
 
 class Engine(ABC):

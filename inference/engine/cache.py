@@ -15,7 +15,7 @@ from torch import Tensor
 from .build import Compiled, build, load
 from .loop import Loop
 
-__all__ = ["MOST_BYTES", "compiled", "folder", "key"]
+__all__ = ["MOST_BYTES", "entry", "find", "folder", "make"]
 
 FORMAT = 1
 """Counts the versions of what `build` makes from a loop."""
@@ -29,31 +29,39 @@ def folder() -> Path:
     return Path(os.environ.get("TAUT_CACHE") or Path(caches) / "taut")
 
 
-def key(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> str:
-    """Names a loop by all that its compiled form depends on: operations, layout of the inputs, versions and processor."""
+def entry(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Path:
+    """The place of a loop, named by all that its compiled form depends on: operations, layout of the inputs, versions and
+    processor."""
     layout = [(tuple(value.shape), value.stride(), str(value.dtype)) for value in inputs]
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), threads, FORMAT)
-    return hashlib.sha256(repr((loop.body.code, layout, machine)).encode()).hexdigest()
+    return folder() / hashlib.sha256(repr((loop.body.code, layout, machine)).encode()).hexdigest()
 
 
-def compiled(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Compiled:
-    """The compiled loop, from disk if it is there whole, otherwise built and put there.
-
-    An entry appears at once and complete, by renaming, so any number of processes may ask for it at the same time; one that
-    is torn or altered is built anew.
-    """
-    entry = folder() / key(loop, inputs, threads=threads)
+def find(entry: Path) -> Compiled | None:
+    """The compiled loop, if it is there and whole."""
     if not _is_whole(entry):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
-            made = Path(work) / "loop"
-            made.mkdir()
-            build(loop, inputs, made, threads=threads)
-            (made / "checksum").write_text(_checksum(made))
-            _put(made, entry)
-        _forget_oldest(entry)
+        return None
     os.utime(entry)
     return load(entry)
+
+
+def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> None:
+    """Compiles the loop and puts it in its place.
+
+    An entry appears at once and complete, by renaming, so that any number of processes may make it at the same time; one
+    that is torn or altered is replaced.
+
+    Raises:
+        BuildError: if it cannot be compiled.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
+        made = Path(work) / "loop"
+        made.mkdir()
+        build(loop, inputs, made, threads=threads)
+        (made / "checksum").write_text(_checksum(made))
+        _put(made, entry)
+    _forget_oldest(entry)
 
 
 def _put(made: Path, entry: Path) -> None:
@@ -84,8 +92,9 @@ def _forget_oldest(keep: Path) -> None:
     entries = sorted((e for e in keep.parent.iterdir() if (e / "checksum").exists()), key=lambda e: e.stat().st_mtime)
     sizes = {e: sum(file.stat().st_size for file in e.iterdir()) for e in entries}
     total = sum(sizes.values())
-    for entry in entries:
-        if total <= MOST_BYTES or entry == keep:
+    for old in entries:
+        if total <= MOST_BYTES:
             break
-        shutil.rmtree(entry, ignore_errors=True)
-        total -= sizes[entry]
+        if old != keep:
+            shutil.rmtree(old, ignore_errors=True)
+            total -= sizes[old]

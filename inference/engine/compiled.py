@@ -20,12 +20,12 @@ from .loop import Loop, loop
 from .threads import fewest_for, fixed_threads
 from .update import PlainOptimiserError, read_state, require_plain, updated, write_state
 
-__all__ = ["CompiledLoop"]
+__all__ = ["CompiledLoop", "Ready"]
 
 MOST_STEPS = 1024
 """Steps in one call of the compiled loop."""
 CHECK_EVERY = 16
-"""The loop is compared with Pyro at steps 1, 16, 16², …"""
+"""The loop is compared with Pyro at each power of this step, too."""
 
 
 _DIFFERS = "the fit runs by Pyro alone from here on, since its captured step cannot be used:"
@@ -37,7 +37,7 @@ class CompiledLoop(Engine):
     The step is captured as `Graph` does it, with minibatch, transform and the optimiser's update, and compiled by torch's
     Inductor; a second fit of the same program, in whatever process, finds it on disk (`cache.folder`). Random operations
     stay in the loop and draw from the global generator in the programs' order: the trajectory is Eager's, to rounding.
-    The loop is compared with Eager's step at steps 1, 16, 256, ….
+    The loop is compared with Eager's step before it is used, and again at steps 16, 256, 4096, ….
 
     What cannot be captured, or differs, runs by `Eager`; what can be captured but not compiled, by `Graph`; either with one
     warning that says why. Without a warning, Pyro's own objectives run by `Eager` and Local guides on minibatches by `Graph`.
@@ -56,7 +56,8 @@ class CompiledLoop(Engine):
         self.instead: Engine | None = None
         if hasattr(problem.objective, "loss_and_grads"):
             self.instead = self.eager
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
+        self._due = 1
 
     def advance(self, steps: int) -> Tensor:
         blocks = []
@@ -79,8 +80,8 @@ class CompiledLoop(Engine):
         if self.problem.rows.leaves:
             self.instead = self.graph
             return self._by(self.graph, [next(batches)])
-        check = _is_power(self.taken)
-        count = 1 if check else min(most, MOST_STEPS, _next_power(self.taken) - self.taken)
+        check = self.taken >= self._due
+        count = 1 if check else min(most, MOST_STEPS, self._due - self.taken)
         indices = [None] * count if batches.batch_size is None else batches.indices(count)
         if indices[0] is not None and len(indices[0]) != batches.batch_size:
             return self._by(self.graph, map(batches.of, indices))
@@ -99,7 +100,7 @@ class CompiledLoop(Engine):
         self.instead = engine
         warnings.warn(why, stacklevel=5)
 
-    def _prepare(self, index: Tensor | None) -> _Ready:
+    def _prepare(self, index: Tensor | None) -> Ready:
         """Captures and compiles the step."""
         problem, batches = self.problem, self.problem.batches
         require_plain(problem.optimiser)
@@ -125,9 +126,19 @@ class CompiledLoop(Engine):
         found = loop(captured, [*parameters, *remembered], len(varying), minibatches=index is not None)
         length = MOST_STEPS if index is None else min(MOST_STEPS, len(batches.args[0]) // len(index))
         threads = fewest_for(captured)
-        ready = _Ready(found, data, length, threads, _not_built)
+        ready = Ready(found, data, length, threads, found.run)
         example = ready.inputs(found.packing.pack([*parameters, *remembered]), [0.0], None if index is None else [index])
-        return ready._replace(run=cache.compiled(found, example, threads=threads))
+        return self._obtain(ready, example)
+
+    def _obtain(self, ready: Ready, example: list[Tensor]) -> Ready:
+        """`ready` with its loop compiled, for inputs like the example's."""
+        entry = cache.entry(ready.loop, example, threads=ready.threads)
+        found = cache.find(entry)
+        if found is None:
+            cache.make(entry, ready.loop, example, threads=ready.threads)
+            found = cache.find(entry)
+        assert found is not None
+        return ready._replace(run=found)
 
     def _run(self, indices: Sequence[Tensor | None]) -> Tensor:
         """The loop's steps; by `Graph`, if there is a number among the results that is not finite, so that it is found."""
@@ -153,6 +164,8 @@ class CompiledLoop(Engine):
         after = torch.get_rng_state()
         torch.set_rng_state(rng)
         expected = self._by(self.eager, [problem.batches.of(index)])
+        while self._due <= self.taken:
+            self._due *= CHECK_EVERY
         assert self._ready is not None
         same = [agree(losses.to(self._ready.coarsest), expected), *map(agree, state, self._state())]
         if not torch.equal(after, torch.get_rng_state()):
@@ -201,11 +214,7 @@ class CompiledLoop(Engine):
         return torch.tensor(losses, dtype=torch.float64)
 
 
-def _not_built(inputs: list[Tensor]) -> list[Tensor]:
-    raise NotImplementedError
-
-
-class _Ready(NamedTuple):
+class Ready(NamedTuple):
     """A loop that can be run."""
 
     loop: Loop
@@ -230,11 +239,3 @@ class _Ready(NamedTuple):
             torch.stack(indices, out=rows[0][: len(indices)])
         count = torch.tensor(len(rates))
         return [torch.tensor(0), torch.zeros_like(padded), *state, count, padded, *self.data, *rows, *self.loop.constants]
-
-
-def _is_power(step: int) -> bool:
-    return step == 1 or (step % CHECK_EVERY == 0 and _is_power(step // CHECK_EVERY))
-
-
-def _next_power(step: int) -> int:
-    return 1 if step < 1 else CHECK_EVERY * _next_power(step // CHECK_EVERY)

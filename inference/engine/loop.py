@@ -58,6 +58,14 @@ class Loop:
     constants: list[Tensor]
     packing: Packing
 
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        """What the loop carries after `count` steps, operation by operation: for want of compiled code."""
+        border = 2 + len(self.packing.groups)
+        carried, rest = inputs[:border], inputs[border:]
+        for _ in range(int(rest[0])):
+            carried = list(self.body(*carried, *rest))
+        return carried
+
 
 def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatches: bool) -> Loop:
     """Turns a step of (state, rate, *data) into one of a loop.

@@ -1,0 +1,62 @@
+"""A loop compiled by a second process, while the first goes on."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import cache
+from .loop import Loop
+
+__all__ = ["Background"]
+
+
+class Background:
+    """Compiles a loop into its place on disk, at low priority. It goes on if this process ends.
+
+    Args:
+        entry: its place in the cache.
+        loop, inputs, threads: as for `cache.make`; of the inputs only shapes and dtypes are handed on.
+    """
+
+    def __init__(self, entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> None:
+        layout = [(tuple(value.shape), value.stride(), value.dtype) for value in inputs]
+        with tempfile.NamedTemporaryFile(prefix="taut-", suffix=".pickle", delete=False) as file:
+            pickle.dump((entry, Loop(loop.body, [], loop.packing), layout, threads), file)
+        root = str(Path(__file__).parents[2])
+        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "inference.engine.background", file.name],
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is over, well or not."""
+        return self._process.poll() is not None
+
+
+def _main(file: Path) -> None:
+    os.nice(10)
+    try:
+        entry, loop, layout, threads = pickle.loads(file.read_bytes())
+    finally:
+        file.unlink()
+    inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layout]
+    cache.make(entry, loop, inputs, threads=threads)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,102 @@
+"""What a program remembers from one call to the next, larger tensors aside."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["memory"]
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+LIBRARIES = ("torch", "pyro", "numpy", "builtins", "models", "guides", "inference")
+"""Their functions are not looked into; of their objects, the attributes are."""
+MOST = 20_000
+"""Values that are looked at; what lies beyond is taken to stand still."""
+
+
+def memory(*programs: Callable[..., Any]) -> int:
+    """A hash of every number, text, container and iterator that the programs can reach: it changes if they do.
+
+    Looks at closures, defaults, the globals that a function names, attributes of objects and modules, and into the functions
+    found there. Two equal hashes, before a call and after it, say that the call has left nothing behind for the next one,
+    such as a count of calls that anneals a scale.
+    """
+    return hash(tuple(itertools.islice(_values(list(programs)), MOST)))
+
+
+def _values(found: list[Any]) -> Iterator[Any]:
+    seen: set[int] = set()
+    kept: list[Any] = []
+    while found:
+        value = found.pop()
+        if isinstance(value, PLAIN):
+            yield type(value), value
+        elif isinstance(value, Tensor):
+            if value.numel() == 1 and not value.requires_grad:
+                yield type(value), float(value)
+        elif id(value) not in seen and not isinstance(value, (ModuleType, type, CodeType, BuiltinFunctionType)):
+            seen.add(id(value))
+            # Held until the end, since the id of a freed object may be given to another.
+            kept.append(value)
+            yield type(value)
+            found.extend(_parts(value))
+
+
+def _parts(value: Any) -> list[Any]:
+    parts: list[Any]
+    match value:
+        case list() | tuple():
+            parts = list(value)
+        case dict():
+            parts = [part for pair in value.items() for part in pair]
+        case set() | frozenset():
+            parts = sorted(value, key=repr)
+        case FunctionType():
+            parts = _of_function(value)
+        case MethodType():
+            parts = [value.__self__, value.__func__]
+        case partial():
+            parts = [value.func, value.args, value.keywords]
+        case GeneratorType():
+            parts = [] if value.gi_frame is None else [value.gi_frame.f_lasti, dict(value.gi_frame.f_locals)]
+        case itertools.count():
+            parts = [repr(value)]
+        case Iterator() if type(value).__module__ == "builtins":
+            parts = [value.__reduce__()]
+        case _:
+            parts = [getattr(value, "__dict__", {}), *filter(_is_function, vars(type(value)).values())]
+    return parts
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, FunctionType)
+
+
+def _of_function(function: FunctionType) -> list[Any]:
+    if function.__module__ and function.__module__.split(".")[0] in LIBRARIES:
+        return []
+    cells = [part for cell in function.__closure__ or () for part in _contents(cell)]
+    names = set(_names(function.__code__))
+    named = [function.__globals__[name] for name in sorted(names) if name in function.__globals__]
+    return [*cells, function.__defaults__, function.__kwdefaults__, function.__dict__, *named]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Global names of a function and of those defined in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _contents(cell: CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        # Not assigned yet.
+        return []
