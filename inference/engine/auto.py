@@ -50,12 +50,12 @@ class Auto(CompiledLoop):
             return super()._block(most)
         if self._ready is None and (self.taken < 2 or time.perf_counter() - self._began < PATIENCE):
             return self._by_pyro()
-        begin = time.perf_counter()
+        begin, ready = time.perf_counter(), self._ready
         losses = super()._block(most if self._example is None else min(most, BLOCK))
-        self._spent += time.perf_counter() - begin
-        self._interpreted += len(losses)
-        if self._example is not None and self._ready is not None and self.instead is None:
-            self._change(self._ready)
+        if ready is not None and self._example is not None and self.instead is None:
+            self._spent += time.perf_counter() - begin
+            self._interpreted += len(losses)
+            self._change(ready)
         return losses
 
     def _by_pyro(self) -> Tensor:

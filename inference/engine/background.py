@@ -31,31 +31,35 @@ class Background:
         layout = [(tuple(value.shape), value.stride(), value.dtype) for value in inputs]
         with tempfile.NamedTemporaryFile(prefix="taut-", suffix=".pickle", delete=False) as file:
             pickle.dump((entry, Loop(loop.body, [], loop.packing), layout, threads), file)
+        self._order = Path(file.name)
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "inference.engine.background", file.name],
+        compiler = [sys.executable, "-m", "inference.engine.background", file.name]
+        # By way of a process that ends at once, so that none is left for this one to wait for.
+        subprocess.run(
+            [sys.executable, "-S", "-c", f"import subprocess; subprocess.Popen({compiler!r})"],
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            check=True,
         )
 
     @property
     def finished(self) -> bool:
         """Whether it is over, well or not."""
-        return self._process.poll() is not None
+        return not self._order.exists()
 
 
-def _main(file: Path) -> None:
+def _main(order: Path) -> None:
     os.nice(10)
     try:
-        entry, loop, layout, threads = pickle.loads(file.read_bytes())
+        entry, loop, layout, threads = pickle.loads(order.read_bytes())
+        inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layout]
+        cache.make(entry, loop, inputs, threads=threads)
     finally:
-        file.unlink()
-    inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layout]
-    cache.make(entry, loop, inputs, threads=threads)
+        order.unlink()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""Microseconds a step: Pyro, NumPyro, PyTorch written by hand and the engines of this suite, side by side.
+
+    python benchmarks/race.py [--cases a b1 …] [--repeats 5] [--threads 2]
+
+Every runner takes the same model, guide, optimiser (Adam at a constant rate), batch and number of draws (one), in single
+precision, and records the loss of every step. A step's time is the difference between a long run and a short one, so that
+what a run does once, such as tracing or compiling, is not in it. The runners take turns within each repeat. Cold and warm start
+are whole runs of 100 steps in processes of their own, imports aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from race_runners.by_numpyro import by_numpyro
+from race_runners.by_pyro import by_engine, by_svi
+from race_runners.by_torch import by_torch
+from race_runners.data import CASES
+from results import record
+
+from inference.engine import CompiledLoop, Eager, Graph
+
+RUNNERS: dict[str, Callable[[str, int], Any]] = {
+    "Pyro SVI.step": by_svi,
+    "Eager": partial(by_engine, Eager),
+    "Graph": partial(by_engine, Graph),
+    "CompiledLoop": partial(by_engine, CompiledLoop),
+    "PyTorch by hand": by_torch,
+    "NumPyro svi.run": by_numpyro,
+}
+SECONDS = 0.5
+"""What the short run of each runner is to take, about."""
+STARTS = 100
+"""Steps of a cold or warm start."""
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def length(runner: Callable[[str, int], Any], case: str) -> int:
+    """Steps of a short run: doubled until twice the steps take measurably longer."""
+    runner(case, 10)
+    steps = 50
+    while steps < 100_000 and seconds(lambda: runner(case, 2 * steps)) - seconds(lambda: runner(case, steps)) < SECONDS / 2:
+        steps *= 2
+    return steps
+
+
+def microseconds(runner: Callable[[str, int], Any], case: str, steps: int) -> float:
+    """One measurement of a step."""
+    short = seconds(lambda: runner(case, steps))
+    return (seconds(lambda: runner(case, 3 * steps)) - short) / (2 * steps) * 1e6
+
+
+def race(case: str, repeats: int) -> dict[str, list[float]]:
+    """Measurements of every runner, interleaved."""
+    lengths = {name: length(runner, case) for name, runner in RUNNERS.items()}
+    found: dict[str, list[float]] = {name: [] for name in RUNNERS}
+    for _ in range(repeats):
+        for name, runner in RUNNERS.items():
+            found[name].append(microseconds(runner, case, lengths[name]))
+        print(case, {name: round(times[-1], 1) for name, times in found.items()}, flush=True)
+    return found
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Median and range of the ratios within each repeat."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.3g} ({min(ratios):.3g} – {max(ratios):.3g})"
+
+
+def start(name: str, case: str) -> float:
+    """Seconds from the call to the first result, in a process of its own."""
+    command = [sys.executable, __file__, "--start", name, "--cases", case]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout.splitlines()[-1])
+
+
+def starts(case: str, repeats: int) -> list[str]:
+    """Cold and warm start of our loop, and NumPyro's start."""
+    cold, warm, other = [], [], []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as empty:
+            os.environ["TAUT_CACHE"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+            cold.append(start("CompiledLoop", case))
+            warm.append(start("CompiledLoop", case))
+        other.append(start("NumPyro svi.run", case))
+    return [f"{statistics.median(times):.2f} ({min(times):.2f} – {max(times):.2f})" for times in (cold, warm, other)]
+
+
+def main(cases: list[str], repeats: int, start_repeats: int) -> None:
+    table = ["| case | " + " | ".join(RUNNERS) + " | ours / Pyro | ours / NumPyro |", "|---" * (len(RUNNERS) + 3) + "|"]
+    medians = []
+    for case in cases:
+        found = race(case, repeats)
+        ours, theirs = found["CompiledLoop"], found["NumPyro svi.run"]
+        medians.append(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)))
+        times = " | ".join(f"{statistics.median(values):.3g}" for values in found.values())
+        table.append(f"| ({case}) {CASES[case]} | {times} | {ratio(ours, found['Pyro SVI.step'])} | {ratio(ours, theirs)} |")
+    begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
+    begin += [f"| ({case}) | " + " | ".join(starts(case, start_repeats)) + " |" for case in cases if start_repeats]
+    record(
+        __file__,
+        "\n".join(
+            [
+                "## The race: microseconds a step",
+                "",
+                f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
+                f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
+                "",
+                *table,
+                "",
+                f"Median over the cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
+                "(goals 0.8 and 1.2).",
+                "",
+                f"Seconds from the call to the result of a fit of {STARTS} steps in a new process, imports aside "
+                f"(median and range of {start_repeats}); cold with empty caches of ours and Inductor's:",
+                "",
+                *begin,
+            ]
+        ),
+    )
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--starts", type=int, default=3)
+    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--start", choices=list(RUNNERS), help=argparse.SUPPRESS)
+    settings = options.parse_args()
+    torch.set_num_threads(settings.threads)
+    if settings.start:
+        print(seconds(lambda: RUNNERS[settings.start](settings.cases[0], STARTS)))
+    else:
+        main(settings.cases, settings.repeats, settings.starts)

@@ -1,0 +1,90 @@
+"""The same fits by NumPyro's `svi.run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+from .data import BATCH, RATE, data
+
+__all__ = ["by_numpyro"]
+
+
+def local(x: Any) -> None:
+    with numpyro.plate("data", len(x)):
+        h = numpyro.sample("h", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+
+def local_guide(x: Any) -> None:
+    loc = numpyro.param("loc", jnp.zeros(len(x)))
+    scale = numpyro.param("scale", jnp.ones(len(x)), constraint=dist.constraints.positive)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("h", dist.Normal(loc, scale))
+
+
+def schools(y: Any, sigma: Any) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("schools", len(y)):
+        effect = numpyro.sample("effect", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mu + tau * effect, sigma), obs=y)
+
+
+def logistic(inputs: Any, y: Any) -> None:
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([inputs.shape[1]]).to_event(1))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.Bernoulli(logits=inputs @ w), obs=y)
+
+
+def vae(hidden: tuple[int, ...], size: int, batch: int | None) -> tuple[Any, Any]:
+    """Tanh nets on either side, weights as parameters."""
+
+    def net(name: str, x: Any, widths: tuple[int, ...]) -> Any:
+        for k, width in enumerate(widths):
+            key = jax.random.fold_in(jax.random.PRNGKey(0), hash((name, k)) % 1000)
+            weights = numpyro.param(f"{name}_w{k}", jax.random.normal(key, (x.shape[-1], width)) / x.shape[-1] ** 0.5)
+            x = x @ weights + numpyro.param(f"{name}_b{k}", jnp.zeros(width))
+            x = jnp.tanh(x) if k < len(widths) - 1 else x
+        return x
+
+    def model(x: Any) -> None:
+        with numpyro.plate("data", len(x), subsample_size=batch):
+            rows = numpyro.subsample(x, event_dim=1)
+            h = numpyro.sample("h", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+            logits = net("decoder", h, (*hidden[::-1], x.shape[-1]))
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=rows)
+
+    def guide(x: Any) -> None:
+        with numpyro.plate("data", len(x), subsample_size=batch):
+            rows = numpyro.subsample(x, event_dim=1)
+            loc, raw = jnp.split(net("encoder", rows, (*hidden, 2 * size)), 2, -1)
+            numpyro.sample("h", dist.Normal(loc, jnp.exp(raw)).to_event(1))
+
+    return model, guide
+
+
+def pair(case: str) -> tuple[Any, Any]:
+    """Model and guide."""
+    if case in ("d", "e", "f"):
+        return vae((200, 200), 50, BATCH[case]) if case == "f" else vae((200,), 8, BATCH.get(case))
+    return {
+        "a": (local, local_guide),
+        "b1": (schools, AutoNormal(schools)),
+        "b2": (schools, AutoMultivariateNormal(schools)),
+        "c": (logistic, AutoMultivariateNormal(logistic)),
+    }[case]
+
+
+def by_numpyro(case: str, steps: int) -> Any:
+    """The losses of NumPyro's own loop."""
+    model, guide = pair(case)
+    svi = SVI(model, guide, numpyro.optim.Adam(RATE), Trace_ELBO())
+    result = svi.run(jax.random.PRNGKey(0), steps, *map(jnp.asarray, data(case)), progress_bar=False)
+    return jax.block_until_ready(result.losses)
