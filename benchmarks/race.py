@@ -4,8 +4,8 @@
 
 Every runner takes the same model, guide, optimiser (Adam at a constant rate), batch and number of draws (one), in single
 precision, and records the loss of every step. A step's time is the difference between a long run and a short one, so that
-what a run does once, such as tracing or compiling, is not in it. The runners take turns within each repeat. Cold and warm start
-are whole runs of 100 steps in processes of their own, imports aside.
+what a run does once, such as tracing or compiling, is not in it. The runners take turns within each repeat. Cold and warm
+start are whole runs of 100 steps in processes of their own, imports aside.
 """
 
 from __future__ import annotations
@@ -54,15 +54,18 @@ def length(runner: Callable[[str, int], Any], case: str) -> int:
     """Steps of a short run: doubled until twice the steps take measurably longer."""
     runner(case, 10)
     steps = 50
-    while steps < 100_000 and seconds(lambda: runner(case, 2 * steps)) - seconds(lambda: runner(case, steps)) < SECONDS / 2:
+    while steps < 100_000:
+        once, twice = (seconds(partial(runner, case, k * steps)) for k in (1, 2))
+        if twice - once > SECONDS / 2:
+            break
         steps *= 2
     return steps
 
 
 def microseconds(runner: Callable[[str, int], Any], case: str, steps: int) -> float:
     """One measurement of a step."""
-    short = seconds(lambda: runner(case, steps))
-    return (seconds(lambda: runner(case, 3 * steps)) - short) / (2 * steps) * 1e6
+    short = seconds(partial(runner, case, steps))
+    return (seconds(partial(runner, case, 3 * steps)) - short) / (2 * steps) * 1e6
 
 
 def race(case: str, repeats: int) -> dict[str, list[float]]:
@@ -144,6 +147,6 @@ if __name__ == "__main__":
     settings = options.parse_args()
     torch.set_num_threads(settings.threads)
     if settings.start:
-        print(seconds(lambda: RUNNERS[settings.start](settings.cases[0], STARTS)))
+        print(seconds(partial(RUNNERS[settings.start], settings.cases[0], STARTS)))
     else:
         main(settings.cases, settings.repeats, settings.starts)
