@@ -74,10 +74,13 @@ def binarise(x: Tensor, *, seed: int | None = None) -> Tensor:
     Reference: Salakhutdinov & Murray, "On the quantitative analysis of deep belief networks" (2008).
     """
     generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
-    uniform = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    if not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(f"binarise: grey values must lie in [0, 1], but range from {x.min():g} to {x.max():g}.")
-    return (uniform < x).to(x.dtype)
+    try:
+        return torch.bernoulli(x, generator=generator)
+    except RuntimeError as error:
+        low, high = float(x.min()), float(x.max())
+        if low >= 0 and high <= 1:
+            raise
+        raise ValueError(f"binarise: grey values must lie in [0, 1], but range from {low:g} to {high:g}.") from error
 
 
 def _file(name: str, path: Path | str | None) -> Path | None:
