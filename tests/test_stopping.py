@@ -8,6 +8,7 @@ import math
 import pickle
 import time
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -16,6 +17,7 @@ import pytest
 import torch
 from problems import GAUSSIAN, TRACTABLE, build, demo, is_discrete, shake
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from scipy.signal import lfilter
 
 from guides import Amortized, Bernoulli, Delta, Flow, FullRank, Global, Linear, Local, MeanField
 from inference import DivergedError, analytic_elbo, best_elbo, elbo, fit, kl, stopping
@@ -24,7 +26,7 @@ from inference.engine import Eager
 from inference.information import rows, scores
 from inference.objectives import StickingTheLanding, TraceELBO
 from inference.quiet import quiet
-from inference.stopping import Converged, MaxSeconds, MaxSteps, Rule, When
+from inference.stopping import Converged, MaxSeconds, MaxSteps, Plateau, Rule, When
 from models import BinaryVAE, FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian, LocalModel
 
 RULES = [r for r in map(stopping.__dict__.get, stopping.__all__) if inspect.isclass(r) and issubclass(r, Rule)]
@@ -254,6 +256,63 @@ class TestConverged:
             watch.look(run)
         run.point, run.curvature = np.zeros(3), np.eye(3)
         assert run.until(watch)[0].converged
+
+
+def autoregressive(random, runs, n):
+    """Noise with variance 1 and correlation 0.9 from one step to the next."""
+    return lfilter([np.sqrt(1 - 0.9**2)], [1, -0.9], random.standard_normal((runs, n + 200)))[:, 200:]
+
+
+NOISES = {
+    "independent": lambda random, runs, n: random.standard_normal((runs, n)),
+    "autocorrelated": autoregressive,
+    "heavy-tailed": lambda random, runs, n: random.standard_t(3, (runs, n)) / np.sqrt(3),
+}
+
+
+class TestPlateau:
+    """Its false alarms and its power, on losses whose fall is known."""
+
+    n, runs = 40_000, 200
+
+    def ended(self, noise, fall, rule):
+        """The steps at which it ended each run, or None; the loss falls by `fall` in every later half."""
+        losses = NOISES[noise](np.random.default_rng(0), self.runs, self.n) - fall * np.log2(np.arange(1, self.n + 1))
+        return [self.until(torch.from_numpy(row), rule.begin(None)) for row in losses]
+
+    def until(self, losses, watch):
+        run = SimpleNamespace(rows=1)
+        while watch.due <= len(losses):
+            run.losses = losses[: watch.due]
+            if (stop := watch.look(run)) is not None:
+                return len(run.losses), stop
+        return None
+
+    @pytest.mark.parametrize("noise", NOISES)
+    def test_false_alarms_are_as_rare_as_it_says(self, noise):
+        """While the loss falls by just its tolerance in every window."""
+        rule = Plateau(tolerance=0.3)
+        alarms = sum(end is not None for end in self.ended(noise, 0.3, rule)) / self.runs
+        assert alarms <= rule.alarm + 5 * math.sqrt(rule.alarm * (1 - rule.alarm) / self.runs)
+
+    @pytest.mark.parametrize("noise", NOISES)
+    def test_ends_at_a_plateau(self, noise):
+        ends = self.ended(noise, 0.0, Plateau(tolerance=1.0 if noise == "autocorrelated" else 0.3))
+        assert all(ends)
+        assert all(stop.converged for _, stop in ends)
+
+    def test_a_rule_without_correction_would_not_keep_it(self):
+        """The test has power: looking at the same quantity without its error, half of all looks give a false alarm."""
+        rule = Plateau(tolerance=0.3, alarm=1 - 1e-9)
+        alarms = sum(end is not None for end in self.ended("independent", 0.3, rule)) / self.runs
+        assert alarms > 0.5
+
+    def test_in_a_fit(self):
+        model, x = demo(GaussianMean)
+        done = fit(model, Global(model, MeanField()), x, lr=0.1, stop=Plateau(tolerance=2.0, least=200), steps=5000)
+        assert isinstance(done.stop.rule, Plateau)
+        assert "the loss fell by at most" in done.stop.reason
+        assert 200 <= done.steps < 5000
 
 
 def look_around(run):
