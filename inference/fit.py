@@ -30,8 +30,11 @@ from .objectives import Objective, TraceELBO
 from .optimisers import Solver, Target
 from .quiet import quiet
 from .rates import find_rate
+from .restarts import begin_at, check_start
 from .row_optimiser import RowOptimiser
 from .running import LiveRun
+from .starting import FromInit, Start
+from .starting.place import place
 from .stopping import Converged, MaxSteps, Rule, Stop
 
 __all__ = ["DivergedError", "Fit", "NonFiniteLossError", "cosine", "fit"]
@@ -73,6 +76,8 @@ def fit(
     steps: int | None = None,
     lr: float | None = None,
     stop: Rule | Sequence[Rule] | None = None,
+    start: Start | None = None,
+    restarts: int = 1,
     objective: Objective | ELBO | None = None,
     optimiser: Callable[..., Optimizer] | Solver = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
@@ -97,6 +102,10 @@ def fit(
         lr: learning rate at the first step; by default 0.01, but under a rule that sets the rate itself, as `Converged` does,
             the largest that works best in a short trial.
         stop: one or several rules of `inference.stopping`; the first that says so ends the fit. `Fit.stop` tells which.
+        start: where the guide starts from, one of `inference.starting`; where it is by default. Whatever makes draws of the
+            latents can be one.
+        restarts: tries so many starts, each for a few steps, and goes on from the one with the lowest loss. By default they
+            are draws of the prior.
         objective: one of `inference.objectives`, or an ELBO object of Pyro's; by default the estimator of Pyro's
             `Trace_ELBO` with one draw, but under a rule that sets the rate itself the one with the least noise, `quiet`.
         optimiser: makes a torch optimiser from parameters and `lr`; or a `Solver` of `inference.optimisers`, which needs no
@@ -120,6 +129,7 @@ def fit(
     args = arguments(x)
     rules = _rules(steps, stop)
     free = any(rule.sets_rate for rule in rules)
+    check_count(restarts=restarts)
     if lr is not None:
         check_rate(lr)
     if transform is None:
@@ -127,10 +137,12 @@ def fit(
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
     _check_method(objective, optimiser, repeatable=batch_size is None and transform is None)
+    start = FromInit() if start is None and restarts > 1 else start
+    if start is not None:
+        check_start(start, guide)
     if isinstance(optimiser, Solver):
-        if stop is not None:
-            raise ValueError(f"{type(optimiser).__name__} stops by itself: leave stop=None, or use torch's Adam.")
-        return _solved(model, guide, args, optimiser, steps=SOLVED if steps is None else steps, seed=seed)
+        _check_solver(optimiser, stop, restarts)
+        return _solved(model, guide, args, optimiser, start, steps=SOLVED if steps is None else steps, seed=seed)
     if schedule not in (None, cosine) and (free or steps is None):
         raise ValueError(
             "a schedule is made for a known number of steps and sets the rate: give steps, and no Converged rule."
@@ -144,8 +156,6 @@ def fit(
         rows = RowOptimiser()
         enumerated = objective is not None and not isinstance(objective, Trace_ELBO | TraceELBO)
         parameters, names = _parameters(model, guide, first, rows, enumerated=enumerated)
-        if not parameters:
-            raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
         stack.enter_context(_gradients_restored(parameters))
         if objective is None:
             objective = quiet(guide, first) if free else TraceELBO()
@@ -163,6 +173,8 @@ def fit(
             own = RowOptimiser()
             return assemble(rate, Eager, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
 
+        if start is not None:
+            begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
         if lr is None:
             lr = find_rate(trial) if free else 0.01
         machine, run = assemble(lr, engine, rows, parameters)
@@ -226,6 +238,13 @@ def _check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
         )
 
 
+def _check_solver(solver: Solver, stop: Any, restarts: int) -> None:
+    if stop is not None:
+        raise ValueError(f"{type(solver).__name__} stops by itself: leave stop=None, or use torch's Adam.")
+    if restarts > 1:
+        raise ValueError(f"{type(solver).__name__} is not restarted: leave restarts=1, or use torch's Adam.")
+
+
 def _parameters(
     model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: RowOptimiser, *, enumerated: bool
 ) -> tuple[list[Tensor], tuple[set[str], set[str]]]:
@@ -234,6 +253,8 @@ def _parameters(
         names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
     parameters: list[Tensor] = list(rows.leaves.values())
     adopt(used.trace, parameters, rows.leaves)
+    if not parameters:
+        raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
     return parameters, names
 
 
@@ -251,15 +272,22 @@ def _gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
 
 
 def _solved(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], solver: Solver, *, steps: int, seed: int
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    solver: Solver,
+    start: Start | None,
+    *,
+    steps: int,
+    seed: int,
 ) -> Fit:
     """What `fit` does with an optimiser that runs by itself."""
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad():
         parameters, names = _parameters(model, guide, Batch(args, {}), RowOptimiser(), enumerated=False)
-        if not parameters:
-            raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
         with _gradients_restored(parameters), _own_nan_check():
+            if start is not None:
+                place(guide, start.draws(model, args), args)
             losses = torch.tensor(solver.solve(Target(model, guide, args, parameters), steps=steps), dtype=torch.float64)
         if not losses[-1].isfinite():
             raise NonFiniteLossError(len(losses) - 1, None, f"{type(solver).__name__} diverged, its loss is not finite")
