@@ -2,6 +2,7 @@
 
 from .analytic import analytic_elbo, best_elbo, evidence_minus_kl, kl
 from .compare import Comparison, Run, compare
+from .divergence import DivergedError
 from .elbo import Estimate, Terms, elbo
 from .evidence import Evidence, Sandwich, ais, ais_reverse, bidirectional, iwae
 from .fit import Fit, NonFiniteLossError, cosine, fit
@@ -16,6 +17,7 @@ __all__ = [
     "Ascent",
     "Comparison",
     "Decision",
+    "DivergedError",
     "Estimate",
     "Estimator",
     "Evidence",

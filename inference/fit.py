@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -21,15 +21,27 @@ from tqdm import tqdm
 
 from .batches import Batch, Batches
 from .checks import arguments, check_count, check_data, check_minibatch, check_pair, check_rate
+from .divergence import DivergedError, Divergence
 from .engine import Eager, Engine, Problem
 from .engine.eager import adopt
 from .isolation import isolated, scoped
 from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
 from .optimisers import Solver, Target
+from .quiet import quiet
+from .rates import find_rate
+from .restarts import begin_at, check_start
 from .row_optimiser import RowOptimiser
+from .running import LiveRun
+from .starting import FromInit, Start
+from .starting.place import place
+from .stopping import Converged, MaxSteps, Rule, Stop
 
-__all__ = ["Fit", "NonFiniteLossError", "cosine", "fit"]
+__all__ = ["DivergedError", "Fit", "NonFiniteLossError", "cosine", "fit"]
+
+
+SOLVED = 1000
+"""Iterations that a solver may take if nobody says."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Fit:
     steps: int
     seconds: float
     seed: int
+    stop: Stop
+    """Which rule ended it, why, and how far from the best λ it is thought to be."""
     params: StateDict = field(repr=False)
     """The param store's state at the end."""
 
@@ -59,9 +73,12 @@ def fit(
     guide: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
     *,
-    steps: int,
-    lr: float = 0.01,
-    objective: Objective | ELBO = TraceELBO(),  # noqa: B008 - frozen
+    steps: int | None = None,
+    lr: float | None = None,
+    stop: Rule | Sequence[Rule] | None = None,
+    start: Start | None = None,
+    restarts: int = 1,
+    objective: Objective | ELBO | None = None,
     optimiser: Callable[..., Optimizer] | Solver = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
@@ -80,13 +97,21 @@ def fit(
         model: a Pyro model, called as model(x), or model(*x) if `x` is a tuple.
         guide: a Pyro guide with the same arguments.
         x: the data.
-        steps: number of optimiser steps.
-        lr: learning rate at the first step.
+        steps: number of optimiser steps, at most if there is a `stop` too. Without both the fit ends when it has converged, by
+            ``Converged()``.
+        lr: learning rate at the first step; by default 0.01, but under a rule that sets the rate itself, as `Converged` does,
+            the largest that works best in a short trial.
+        stop: one or several rules of `inference.stopping`; the first that says so ends the fit. `Fit.stop` tells which.
+        start: where the guide starts from, one of `inference.starting`; where it is by default. Whatever makes draws of the
+            latents can be one.
+        restarts: tries so many starts, each for a few steps, and goes on from the one with the lowest loss. By default they
+            are draws of the prior.
         objective: one of `inference.objectives`, or an ELBO object of Pyro's; by default the estimator of Pyro's
-            `Trace_ELBO` with one draw.
+            `Trace_ELBO` with one draw, but under a rule that sets the rate itself the one with the least noise, `quiet`.
         optimiser: makes a torch optimiser from parameters and `lr`; or a `Solver` of `inference.optimisers`, which needs no
             `lr`, `schedule` or `objective` and stops by itself after at most `steps` iterations.
-        schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
+        schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate. The default is not
+            used without `steps`, or under a rule that sets the rate itself.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
             take `index` and `size`.
         engine: how to run a step; `engine.Graph` takes the same trajectory as `engine.Eager` in less time.
@@ -97,20 +122,31 @@ def fit(
     Raises:
         TypeError, ValueError: for bad input, before any work starts.
         NonFiniteLossError: at the first step whose loss or gradient is not finite; names the site.
+        DivergedError: if the ELBO falls far below its start, or q shrinks to a point.
 
     Reference: Kucukelbir, Tran, Ranganath, Gelman & Blei, "Automatic differentiation variational inference" (2017).
     """
     args = arguments(x)
-    check_count(steps=steps)
-    check_rate(lr)
+    rules = _rules(steps, stop)
+    free = any(rule.sets_rate for rule in rules)
+    check_count(restarts=restarts)
+    if lr is not None:
+        check_rate(lr)
     if transform is None:
         check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
     _check_method(objective, optimiser, repeatable=batch_size is None and transform is None)
+    start = FromInit() if start is None and restarts > 1 else start
+    if start is not None:
+        check_start(start, guide)
     if isinstance(optimiser, Solver):
-        return _solved(model, guide, args, optimiser, steps=steps, seed=seed)
-    losses = torch.empty(steps, dtype=torch.float64)
+        _check_solver(optimiser, stop, restarts)
+        return _solved(model, guide, args, optimiser, start, steps=SOLVED if steps is None else steps, seed=seed)
+    if schedule not in (None, cosine) and (free or steps is None):
+        raise ValueError(
+            "a schedule is made for a known number of steps and sets the rate: give steps, and no Converged rule."
+        )
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad(), ExitStack() as stack:
         stream = Batches(args, batch_size, transform)
@@ -118,42 +154,76 @@ def fit(
         if transform is not None:
             check_data(model, first.args)
         rows = RowOptimiser()
-        parameters, names = _parameters(
-            model, guide, first, rows, enumerated=not isinstance(objective, Trace_ELBO | TraceELBO)
-        )
-        if not parameters:
-            raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
+        enumerated = objective is not None and not isinstance(objective, Trace_ELBO | TraceELBO)
+        parameters, names = _parameters(model, guide, first, rows, enumerated=enumerated)
         stack.enter_context(_gradients_restored(parameters))
-        descent = optimiser(parameters, lr=lr)
-        if isinstance(descent, torch.optim.LBFGS):
-            raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
-        decay = None if schedule is None else schedule(descent, steps)
-        run = engine(Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps))
+        if objective is None:
+            objective = quiet(guide, first) if free else TraceELBO()
         stack.enter_context(_own_nan_check())
+
+        def assemble(rate: float, kind: type[Engine], rows: RowOptimiser, parameters: list[Tensor]) -> tuple[Engine, LiveRun]:
+            descent = optimiser(parameters, lr=rate)
+            if isinstance(descent, torch.optim.LBFGS):
+                raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
+            decay = None if schedule is None or free or steps is None else schedule(descent, steps)
+            engine = kind(Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps))
+            return engine, LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)
+
+        def trial(rate: float) -> tuple[Engine, LiveRun]:
+            own = RowOptimiser()
+            return assemble(rate, Eager, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
+
+        if start is not None:
+            begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
+        if lr is None:
+            lr = find_rate(trial) if free else 0.01
+        machine, run = assemble(lr, engine, rows, parameters)
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
-        for block in _blocks(steps):
-            losses[block] = run.advance(block.stop - block.start)
-            bar.update(block.stop - block.start)
+        ended = _watched(machine, run, rules, bar)
     return Fit(
         model=scoped(model, store, names[0]),
         guide=scoped(guide, store, names[1]),
-        nelbo=losses,
-        steps=steps,
+        nelbo=run.losses,
+        steps=run.steps,
         seconds=time.perf_counter() - begin,
         seed=seed,
+        stop=ended,
         params=store,
     )
 
 
-def _blocks(steps: int) -> Iterator[slice]:
-    """Blocks of steps that begin with a single one and grow until they take a tenth of a second."""
-    start, size = 0, 1
-    while start < steps:
+def _rules(steps: int | None, stop: Rule | Sequence[Rule] | None) -> tuple[Rule, ...]:
+    rules = () if stop is None else tuple(stop) if isinstance(stop, Sequence) else (stop,)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            hint = f"pass an instance, {rule.__name__}(...)" if isinstance(rule, type) else "see inference.stopping"
+            raise TypeError(f"stop must be a rule such as Converged(), or several, but holds {rule!r}; {hint}.")
+    if steps is not None:
+        check_count(steps=steps)
+        return (*rules, MaxSteps(steps))
+    return rules or (Converged(),)
+
+
+def _watched(machine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any) -> Stop:
+    """Takes steps in blocks, which grow until they take a tenth of a second, until a rule says that it is enough."""
+    watches = [rule.begin(run) for rule in rules]
+    divergence = Divergence(run)
+    size, ended = 1, None
+    while ended is None:
         begin = time.perf_counter()
-        yield slice(start, min(start + size, steps))
-        start += size
-        if time.perf_counter() - begin < 0.1:
+        block = min(size, divergence.due - run.steps, *(watch.due - run.steps for watch in watches))
+        run.add(machine.advance(block))
+        bar.update(block)
+        if block == size and time.perf_counter() - begin < 0.1:
             size *= 2
+        if run.steps == divergence.due:
+            divergence.look(run)
+        for watch in watches:
+            if run.steps == watch.due and (ended := watch.look(run)) is not None:
+                break
+    divergence.look(run)
+    known = [estimate for watch in watches if (estimate := watch.close(run)) is not None]
+    return replace(ended, **known[0]._asdict()) if known else ended
 
 
 def _check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
@@ -168,6 +238,13 @@ def _check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
         )
 
 
+def _check_solver(solver: Solver, stop: Any, restarts: int) -> None:
+    if stop is not None:
+        raise ValueError(f"{type(solver).__name__} stops by itself: leave stop=None, or use torch's Adam.")
+    if restarts > 1:
+        raise ValueError(f"{type(solver).__name__} is not restarted: leave restarts=1, or use torch's Adam.")
+
+
 def _parameters(
     model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: RowOptimiser, *, enumerated: bool
 ) -> tuple[list[Tensor], tuple[set[str], set[str]]]:
@@ -176,6 +253,8 @@ def _parameters(
         names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
     parameters: list[Tensor] = list(rows.leaves.values())
     adopt(used.trace, parameters, rows.leaves)
+    if not parameters:
+        raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
     return parameters, names
 
 
@@ -193,15 +272,22 @@ def _gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
 
 
 def _solved(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], solver: Solver, *, steps: int, seed: int
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    solver: Solver,
+    start: Start | None,
+    *,
+    steps: int,
+    seed: int,
 ) -> Fit:
     """What `fit` does with an optimiser that runs by itself."""
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad():
         parameters, names = _parameters(model, guide, Batch(args, {}), RowOptimiser(), enumerated=False)
-        if not parameters:
-            raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
         with _gradients_restored(parameters), _own_nan_check():
+            if start is not None:
+                place(guide, start.draws(model, args), args)
             losses = torch.tensor(solver.solve(Target(model, guide, args, parameters), steps=steps), dtype=torch.float64)
         if not losses[-1].isfinite():
             raise NonFiniteLossError(len(losses) - 1, None, f"{type(solver).__name__} diverged, its loss is not finite")
@@ -212,8 +298,16 @@ def _solved(
         steps=len(losses),
         seconds=time.perf_counter() - begin,
         seed=seed,
+        stop=_solver_stop(solver, len(losses), steps),
         params=store,
     )
+
+
+def _solver_stop(solver: Solver, taken: int, steps: int) -> Stop:
+    name = type(solver).__name__
+    if taken < steps:
+        return Stop(solver, f"{name} met its own tolerance after {taken} iterations", converged=True)
+    return Stop(solver, f"{name} took the {steps} iterations it was given", converged=False)
 
 
 @contextmanager

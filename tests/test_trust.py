@@ -11,6 +11,7 @@ from guides import Delta, FullRank, Global, Local, MeanField
 from inference import Decision, Fit, fit, trust
 from inference.cli import app
 from inference.diagnostics.modes import missed_modes
+from inference.stopping import Stop
 from models import Funnel, GaussianMean, LinearRegression, LocalGaussian, Ring
 from models.posteriordb import KidScore
 
@@ -21,7 +22,16 @@ def fitted(model, guide, x):
     """A `Fit` of a guide that is as it should be already."""
     guide.setup(x)
     store = {"params": {}, "constraints": {}}
-    return Fit(model=model, guide=guide, nelbo=torch.zeros(1), steps=1, seconds=0.0, seed=0, params=store)
+    return Fit(
+        model=model,
+        guide=guide,
+        nelbo=torch.zeros(1),
+        steps=1,
+        seconds=0.0,
+        seed=0,
+        stop=Stop(None, "", converged=False),
+        params=store,
+    )
 
 
 def gaussian(model, x, mean, sd):

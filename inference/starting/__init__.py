@@ -1,0 +1,9 @@
+"""Where a fit starts: initial values for ``fit(start=...)``."""
+
+from .base import Start
+from .from_draws import FromDraws
+from .from_guide import FromGuide
+from .from_init import FromInit
+from .from_prior import FromPrior
+
+__all__ = ["FromDraws", "FromGuide", "FromInit", "FromPrior", "Start"]

@@ -1,0 +1,27 @@
+"""Draws that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .base import Start
+
+__all__ = ["FromDraws"]
+
+
+@dataclass(frozen=True)
+class FromDraws(Start):
+    """Starts from given draws, such as those of Pathfinder, of a short run of NUTS, or of another program.
+
+    Args:
+        latents: each latent's draws in its own support, shape (K, *shape).
+    """
+
+    latents: Mapping[str, Tensor]
+
+    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+        return dict(self.latents)

@@ -1,0 +1,36 @@
+"""A number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .base import Rule, Running, Stop, Watch
+
+__all__ = ["MaxSteps"]
+
+
+@dataclass(frozen=True)
+class MaxSteps(Rule):
+    """Ends a fit after a number of steps.
+
+    Args:
+        steps: that number, at least 1.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"MaxSteps: steps must be at least 1, but is {self.steps}.")
+
+    def begin(self, run: Running) -> Watch:
+        return _Watch(self)
+
+
+class _Watch(Watch):
+    def __init__(self, rule: MaxSteps) -> None:
+        self.rule = rule
+        self.due = rule.steps
+
+    def look(self, run: Running) -> Stop | None:
+        return Stop(self.rule, f"took the {self.rule.steps} steps it was given", converged=False)

@@ -1,0 +1,42 @@
+"""A function of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .base import Rule, Running, Stop, Watch
+
+__all__ = ["When"]
+
+
+@dataclass(frozen=True)
+class When(Rule):
+    """Calls a function every so many steps, and ends the fit when it returns a reason.
+
+    Args:
+        function: takes the fit as a `Running`, with its steps, seconds, losses and λ; returns a text that says why to stop, or
+            None to go on. What it draws at random does not change the fit's noise only if it restores the random state.
+        every: steps between two calls.
+    """
+
+    function: Callable[[Running], str | None]
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"When: every must be at least 1, but is {self.every}.")
+
+    def begin(self, run: Running) -> Watch:
+        return _Watch(self)
+
+
+class _Watch(Watch):
+    def __init__(self, rule: When) -> None:
+        self.rule = rule
+        self.due = rule.every
+
+    def look(self, run: Running) -> Stop | None:
+        self.due += self.rule.every
+        reason = self.rule.function(run)
+        return None if reason is None else Stop(self.rule, reason, converged=False)
