@@ -5,22 +5,35 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import random
+import warnings
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import PAIRS_WITH_OPTIMUM, TRACTABLE, build, demo
+from problems import PAIRS_WITH_OPTIMUM, TRACTABLE, build, demo, shake
 from pyro.infer.autoguide import AutoMultivariateNormal
 from scipy.optimize import minimize, root
+from torch.distributions import kl_divergence
 
-from guides import Amortized, Blocks, FullRank, Global, Linear, Local, LowRank, MeanField
+from guides import Amortized, Blocks, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, fit, optimisers
 from inference.isolation import isolated
-from inference.optimisers import BatchAndMatch, FixedDraws, Solver, Target
+from inference.optimisers import BatchAndMatch, FixedDraws, NaturalGradient, Solver, Target
 from inference.optimisers.fixed_draws import _Average, _matched
-from models import FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian, LocalModel, Model, datasets
+from inference.optimisers.natural_gradient import _mask, _moved, _Points, _scale_tril, _State
+from models import (
+    FactorAnalysis,
+    GaussianMean,
+    LinearRegression,
+    LocalGaussian,
+    LocalModel,
+    LogisticRegression,
+    Model,
+    datasets,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +54,11 @@ class TestContract:
     def test_is_a_frozen_object(self, cls):
         assert cls() == cls()
         assert "Reference: " in cls.__doc__
+        name = dataclasses.fields(cls)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
-            cls().draws = 3
-        with pytest.raises(ValueError, match="draws must be"):
-            cls(draws=1)
+            setattr(cls(), name, 3)
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            cls(**{name: -1})
 
     @pytest.mark.parametrize("model_class", FIXED)
     def test_is_exact_for_a_gaussian_target(self, cls, model_class):
@@ -81,9 +95,9 @@ class TestContract:
         q = guide.q(x)
         precision = 1 + 1 / 0.5**2
         exact = dist.MultivariateNormal((x.log() * 4 / precision).view(1), torch.eye(1).double() / precision)
-        assert torch.distributions.kl_divergence(q, exact) < EXACT
+        assert kl_divergence(q, exact) < EXACT
         moved = dist.MultivariateNormal(exact.loc + 0.01, exact.covariance_matrix)
-        assert torch.distributions.kl_divergence(q, moved) > EXACT
+        assert kl_divergence(q, moved) > EXACT
 
     def test_leaves_the_random_state_and_repeats_itself(self, cls):
         model, x = demo(GaussianMean)
@@ -95,6 +109,39 @@ class TestContract:
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(found[0], found[1])
         assert not torch.equal(found[0], found[2])
+
+    def test_takes_at_most_so_many_steps(self, cls):
+        """And the same ones, however many are allowed."""
+        count = CountRate()
+        found = []
+        for steps in (2, 4, 300):
+            guide = Global(count, FullRank())
+            done = fit(count, guide, count.x, steps=steps, optimiser=cls())
+            found.append(done.nelbo)
+            assert done.steps == len(done.nelbo) <= steps
+        assert len(found[0]) == 2
+        assert len(found[1]) == 4
+        assert len(found[2]) > 4
+        assert torch.equal(found[0], found[1][:2])
+        assert torch.equal(found[1], found[2][:4])
+
+    def test_leaves_no_global_state_altered(self, cls):
+        """Neither after a fit nor after one that diverges."""
+
+        def broken(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.factor("broken", h.sum() * float("inf"))
+
+        model, x = demo(GaussianMean)
+        guide = build(model, Global, FullRank, x)
+        pyro.param("mine", torch.ones(2))
+        guide.lam.grad = torch.ones_like(guide.lam)
+        before = global_state(guide)
+        fit(model, guide, x, steps=5, optimiser=cls())
+        assert global_state(guide) == before
+        with pytest.raises(NonFiniteLossError):
+            fit(broken, Global(broken, FullRank()), torch.ones(1), steps=5, optimiser=cls())
+        assert global_state(guide) == before
 
     def test_minibatches_are_refused(self, cls):
         model, x = demo(LocalGaussian)
@@ -115,6 +162,31 @@ def slow_where_singular(pair):
     _, source, family = pair.values
     marks = [*pair.marks, *([pytest.mark.slow] if source is Amortized and family is LowRank else [])]
     return pytest.param(*pair.values, id=pair.id, marks=marks)
+
+
+def is_natural(pair):
+    """Whether the guide's Fisher information has a closed form."""
+    _, source, family = pair.values
+    return source in (Global, Local) and family in (MeanField, FullRank, Blocks)
+
+
+def global_state(guide):
+    """All that a fit might leave altered, as comparable values."""
+    store = pyro.get_param_store()
+    numpy_state = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
+        "python": random.getstate(),
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "validation": (pyro.distributions.is_validation_enabled(), torch.distributions.Distribution._validate_args),
+        "store": {name: value.tolist() for name, value in store.items()},
+        "warnings": list(warnings.filters),
+        "float errors": np.geterr(),
+        "gradients": [(p.requires_grad, p.grad.tolist()) for p in guide.parameters()],
+    }
 
 
 class TestFixedDraws:
@@ -212,6 +284,135 @@ class TestBatchAndMatch:
         lam = torch.randn(3, family.size, dtype=torch.float64)
         q = family(lam)
         torch.testing.assert_close(family.inverse(q.loc, q.scale_tril), lam, atol=1e-10, rtol=0.0)
+
+
+class TestNaturalGradient:
+    @pytest.mark.parametrize(("model_class", "source", "family"), [p for p in PAIRS_WITH_OPTIMUM if is_natural(p)])
+    def test_finds_the_best_of_its_families_in_three_steps(self, model_class, source, family):
+        """Also where the posterior is not in the family, however strong its correlations."""
+        model, x = demo(model_class)
+        guide = build(model, source, family, x)
+        best = best_elbo(model, guide.family, x).sum()
+        assert best - analytic_elbo(model, guide.q(x), x).sum() > 1.0
+        done = fit(model, guide, x, steps=100, optimiser=NaturalGradient())
+        assert (best - analytic_elbo(model, guide.q(x), x).sum()).abs() < EXACT
+        assert done.steps <= 3
+
+    def test_is_the_natural_gradient(self):
+        """One small step changes λ along F⁻¹∇ELBO, with F the Hessian of KL at q and the gradient by autograd."""
+        model, x = demo(LinearRegression)
+        for family in (FullRank, MeanField):
+            guide = build(model, Global, family, x)
+            shake(guide, 0.3, seed=1)
+            lam = guide.lam.detach().clone()
+            q = guide.family(lam)
+            fisher = torch.autograd.functional.hessian(lambda v, f=guide.family, q=q: kl_divergence(q, f(v)), lam)
+            slope = torch.autograd.functional.jacobian(lambda v, f=guide.family: analytic_elbo(model, f(v), x).sum(), lam)
+            natural = torch.linalg.solve(fisher, slope)
+            at = _State.of(q)
+            blocks = _mask(guide.family.blocks(), at.loc)
+            slopes = _Points(Target(model, guide, (x,), [guide.lam]), at.loc, 1).slopes(at, blocks)
+            new = _moved(at, slopes, 1e-6)
+            step = (guide.family.inverse(new.loc, _scale_tril(new.precision * blocks)) - lam) / 1e-6
+            torch.testing.assert_close(step, natural, atol=1e-3 * float(natural.abs().max()), rtol=0.0)
+            assert (step - slope).abs().max() > 0.1 * natural.abs().max()
+
+    def test_points_are_exact_for_cubics_and_unbiased(self):
+        """Against closed-form moments of N(0, I); an even power of 4 is where exactness ends."""
+        points = object.__new__(_Points)
+        points.rules = 2
+        torch.manual_seed(0)
+        noise, weight = points._draw(torch.zeros(3, 4, dtype=torch.float64))
+        assert noise.shape == (17, 3, 4)
+        torch.testing.assert_close(weight.sum(0), torch.ones(3).double(), atol=1e-10, rtol=0.0)
+        second = torch.einsum("kn,kni,knj->nij", weight, noise, noise)
+        torch.testing.assert_close(second, torch.eye(4).double().expand(3, 4, 4), atol=1e-10, rtol=0.0)
+        for odd in (noise, torch.einsum("kni,knj,knl->knijl", noise, noise, noise)):
+            mean = torch.einsum("kn,kn...->n...", weight, odd)
+            torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-10, rtol=0.0)
+        noise, weight = points._draw(torch.zeros(4000, 3, dtype=torch.float64))
+        fourth = torch.einsum("kn,kni->ni", weight, noise**4)[:, 0]
+        se = fourth.std() / len(fourth) ** 0.5
+        assert (fourth.mean() - 3).abs() < 5 * se < 0.3
+        assert fourth.std() > 0.1
+
+    def test_knows_what_its_noise_costs(self):
+        """The gap that is left is below the tolerance, in the mean over seeds; the start is not."""
+        count = CountRate()
+        best = count.best().fun
+        guide = Global(count, FullRank())
+        guide.setup(count.x)
+        assert count.nelbo(guide) - best > 1.0
+        for tolerance in (1e-1, 1e-3):
+            gaps = []
+            for seed in range(10):
+                guide = Global(count, FullRank())
+                fit(count, guide, count.x, steps=500, seed=seed, optimiser=NaturalGradient(tolerance=tolerance))
+                gaps.append(count.nelbo(guide) - best)
+            assert min(gaps) > -1e-9
+            assert np.mean(gaps) < tolerance
+        assert np.mean(gaps) > 1e-7
+
+    def test_a_skewed_posterior_of_many_latents(self):
+        """Logistic regression, against L-BFGS on the exact ELBO."""
+        model, x = demo(LogisticRegression)
+        guide = Global(model, FullRank())
+        guide.setup(x)
+        nodes, mass = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(60))
+
+        def nelbo(lam):
+            q = guide.family(lam)
+            mean, sd = model.covariates @ q.loc, (model.covariates @ q.scale_tril).norm(dim=-1)
+            expected = torch.nn.functional.softplus(mean[:, None] + sd[:, None] * nodes) @ mass / mass.sum()
+            prior = dist.MultivariateNormal(torch.zeros_like(q.loc), model.prior_scale.square().diag())
+            return kl_divergence(q, prior) - (x * mean - expected).sum()
+
+        def value(flat):
+            lam = torch.tensor(flat, requires_grad=True)
+            loss = nelbo(lam)
+            return float(loss.detach()), torch.autograd.grad(loss, lam)[0].numpy()
+
+        best = minimize(value, guide.lam.detach().numpy(), jac=True, method="L-BFGS-B", options={"ftol": 1e-14}).fun
+        assert float(nelbo(guide.lam).detach()) - best > 1.0
+        done = fit(model, guide, x, steps=100, optimiser=NaturalGradient())
+        assert float(nelbo(guide.lam).detach()) - best < 0.01
+        assert done.steps < 100
+
+    @pytest.mark.parametrize("family", [LowRank(1), Flow()])
+    def test_needs_a_closed_form(self, family):
+        model, x = demo(GaussianMean)
+        with pytest.raises(ValueError, match=rf"Global\({type(family).__name__}\): use torch's Adam with StickingTheLanding"):
+            fit(model, Global(model, family), x, steps=5, optimiser=NaturalGradient())
+
+    def test_needs_one_q_alone(self):
+        model = FactorAnalysis(torch.nn.Parameter(torch.ones(2, 1)))
+        x = model.simulate(5, seed=0)[1]
+        with pytest.raises(ValueError, match="other parameters to learn too .*: use FixedDraws or torch's Adam"):
+            fit(model, Local(model, FullRank()), x, steps=5, optimiser=NaturalGradient())
+        with pytest.raises(ValueError, match="the guide is AutoMultivariateNormal: use torch's Adam"):
+            fit(model, AutoMultivariateNormal(model), x, steps=5, optimiser=NaturalGradient())
+
+
+class Leaky(Solver):
+    """Alters what it must not."""
+
+    def check(self, target):
+        pass
+
+    def solve(self, target, *, steps):
+        np.seterr(all="ignore")
+        return [0.0]
+
+
+def test_the_check_of_global_state_sees_a_leak():
+    model, x = demo(GaussianMean)
+    guide = build(model, Global, FullRank, x)
+    old = np.geterr()
+    before = global_state(guide)
+    fit(model, guide, x, steps=5, optimiser=Leaky())
+    assert global_state(guide) != before
+    np.seterr(**old)
+    assert global_state(guide) == before
 
 
 class TestBadInput:

@@ -3,5 +3,6 @@
 from .base import Solver, Target
 from .batch_and_match import BatchAndMatch
 from .fixed_draws import FixedDraws
+from .natural_gradient import NaturalGradient
 
-__all__ = ["BatchAndMatch", "FixedDraws", "Solver", "Target"]
+__all__ = ["BatchAndMatch", "FixedDraws", "NaturalGradient", "Solver", "Target"]
