@@ -26,7 +26,7 @@ from .engine.eager import adopt
 from .isolation import isolated, scoped
 from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
-from .optimisers import Solver, Target
+from .optimisers import JointStep, Solver, Target
 from .row_optimiser import RowOptimiser
 
 __all__ = ["Fit", "NonFiniteLossError", "cosine", "fit"]
@@ -127,6 +127,11 @@ def fit(
         descent = optimiser(parameters, lr=lr)
         if isinstance(descent, torch.optim.LBFGS):
             raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
+        if isinstance(descent, JointStep) and rows.leaves:
+            raise TypeError(
+                f"{type(descent).__name__} takes one step size from the distance that all parameters have gone, but "
+                "minibatches show it a few rows of a Local guide at a time: leave batch_size=None, or use torch's Adam."
+            )
         decay = None if schedule is None else schedule(descent, steps)
         run = engine(Problem(model, guide, objective, stream, rows, parameters, descent, decay))
         stack.enter_context(_own_nan_check())

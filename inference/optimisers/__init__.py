@@ -1,8 +1,9 @@
-"""Optimisers beyond torch's: solvers with closed-form or second-order updates, for ``fit(optimiser=...)``."""
+"""Optimisers beyond torch's, for ``fit(optimiser=...)``: solvers with updates of their own, and steps without a rate."""
 
 from .base import Solver, Target
 from .batch_and_match import BatchAndMatch
+from .dog import DoG, DoWG, JointStep
 from .fixed_draws import FixedDraws
 from .natural_gradient import NaturalGradient
 
-__all__ = ["BatchAndMatch", "FixedDraws", "NaturalGradient", "Solver", "Target"]
+__all__ = ["BatchAndMatch", "DoG", "DoWG", "FixedDraws", "JointStep", "NaturalGradient", "Solver", "Target"]
