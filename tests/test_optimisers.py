@@ -21,8 +21,8 @@ from torch.distributions import kl_divergence
 from guides import Amortized, Blocks, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, fit, optimisers
 from inference.isolation import isolated
-from inference.optimisers import BatchAndMatch, FixedDraws, NaturalGradient, Solver, Target
-from inference.optimisers.fixed_draws import _Average, _matched
+from inference.optimisers import BatchAndMatch, FixedDraws, NaturalGradient, Solver, Target, linear_response
+from inference.optimisers.fixed_draws import SampleAverage, _matched
 from inference.optimisers.natural_gradient import _mask, _moved, _Points, _scale_tril, _State
 from models import (
     FactorAnalysis,
@@ -34,6 +34,7 @@ from models import (
     Model,
     datasets,
 )
+from models.gaussian import moments
 
 pytestmark = pytest.mark.slow
 
@@ -200,6 +201,17 @@ class TestFixedDraws:
         gap = best - analytic_elbo(model, guide.q(x), x).sum()
         assert gap.abs() < (EXACT if source is not Amortized else 1e-3)
 
+    @pytest.mark.parametrize("model_class", [GaussianMean, LinearRegression])
+    def test_by_l_bfgs(self, model_class):
+        model, x = demo(model_class)
+        found = []
+        for newton in (True, False):
+            guide = build(model, Global, FullRank, x)
+            done = fit(model, guide, x, steps=500, optimiser=FixedDraws(newton=newton))
+            assert (model.log_evidence(x) - analytic_elbo(model, guide.q(x), x)).abs() < EXACT
+            found.append(done.nelbo)
+        assert len(found[0]) != len(found[1])
+
     def test_pyros_autoguide(self):
         model, x = demo(LinearRegression)
         guide = AutoMultivariateNormal(model, init_scale=0.1)
@@ -227,7 +239,7 @@ class TestFixedDraws:
                 guide = Global(count, FullRank())
                 guide.setup(count.x)
                 target = Target(count, guide, (count.x,), list(guide.parameters()))
-                average = _Average(target, 10)
+                average = SampleAverage(target, 10)
                 found = minimize(average.value_and_gradient, average.start(), jac=True, tol=1e-10)
                 costs.append(average.cost_of_noise(found.x)[0])
                 average.set(found.x)
@@ -250,6 +262,46 @@ class TestFixedDraws:
                 gaps.append(count.nelbo(guide) - best)
             assert np.mean(gaps) < tolerance
         assert np.mean(gaps) < 1e-3
+
+
+class TestLinearResponse:
+    @pytest.mark.parametrize("model_class", [GaussianMean, LinearRegression])
+    def test_is_exact_for_a_gaussian_target(self, model_class):
+        """Also the correlations and variances that a mean field does not have."""
+        model, x = demo(model_class)
+        guide = build(model, Global, MeanField, x)
+        fit(model, guide, x, steps=50, optimiser=NaturalGradient())
+        lam = guide.lam.detach().clone()
+        covariance = moments(model.posterior(x))[1]
+        found = linear_response(model, guide, x, draws=10)
+        torch.testing.assert_close(found, covariance, atol=1e-6 * float(covariance.abs().max()), rtol=0.0)
+        assert torch.equal(guide.lam.detach(), lam)
+        if model_class is LinearRegression:
+            assert (guide.q(x).variance < 0.9 * covariance.diagonal()).all()
+
+    def test_a_skewed_target(self):
+        """Against the derivative of the best mean with respect to the model's tilt, by solving twice."""
+        count = CountRate()
+        guide = Global(count, MeanField())
+        fit(count, guide, count.x, steps=100, optimiser=NaturalGradient())
+
+        def best_mean(tilt):
+            return minimize(lambda p: count._nelbo(p[0], math.exp(p[1])) - tilt * p[0], [0.5, -0.5], tol=1e-14).x[0]
+
+        derivative = (best_mean(0.01) - best_mean(-0.01)) / 0.02
+        found = np.array([float(linear_response(count, guide, count.x, draws=400, seed=seed)) for seed in range(10)])
+        se = found.std(ddof=1) / len(found) ** 0.5
+        assert abs(found.mean() - derivative) < 5 * se + 1e-4 < 0.05 * derivative
+
+    def test_bad_input(self):
+        model, x = demo(LocalGaussian)
+        with pytest.raises(TypeError, match="needs a Global guide, .* but it is Local"):
+            linear_response(model, build(model, Local, MeanField, x), x)
+        model, x = demo(GaussianMean)
+        with pytest.raises(ValueError, match="draws must be at least 2"):
+            linear_response(model, Global(model, MeanField()), x, draws=1)
+        with pytest.raises(ValueError, match="FixedDraws freezes the noise of Gaussians"):
+            linear_response(model, Global(model, Flow()), x)
 
 
 class TestBatchAndMatch:

@@ -4,6 +4,7 @@ from .base import Solver, Target
 from .batch_and_match import BatchAndMatch
 from .dog import DoG, DoWG, JointStep
 from .fixed_draws import FixedDraws
+from .linear_response import linear_response
 from .natural_gradient import NaturalGradient
 
-__all__ = ["BatchAndMatch", "DoG", "DoWG", "FixedDraws", "JointStep", "NaturalGradient", "Solver", "Target"]
+__all__ = ["BatchAndMatch", "DoG", "DoWG", "FixedDraws", "JointStep", "NaturalGradient", "Solver", "Target", "linear_response"]
