@@ -6,5 +6,17 @@ from .dog import DoG, DoWG, JointStep
 from .fixed_draws import FixedDraws
 from .linear_response import linear_response
 from .natural_gradient import NaturalGradient
+from .pathfinder import Pathfinder
 
-__all__ = ["BatchAndMatch", "DoG", "DoWG", "FixedDraws", "JointStep", "NaturalGradient", "Solver", "Target", "linear_response"]
+__all__ = [
+    "BatchAndMatch",
+    "DoG",
+    "DoWG",
+    "FixedDraws",
+    "JointStep",
+    "NaturalGradient",
+    "Pathfinder",
+    "Solver",
+    "Target",
+    "linear_response",
+]

@@ -41,7 +41,8 @@ class FixedDraws(Solver):
     AutoDiagonalNormal or AutoMultivariateNormal.
 
     Args:
-        draws: to begin with.
+        draws: to begin with; by default 30, or, where q correlates dim latents, 2 dim + 2 if that is more: with no more draws
+            than dimensions, the average would have no minimum.
         tolerance: nats of the ELBO that the noise of the draws may cost.
         most: draws at which doubling ends in any case.
         newton: whether to use Hessian-vector products, which takes fewer iterations; else L-BFGS, whose iterations cost less.
@@ -52,25 +53,24 @@ class FixedDraws(Solver):
     matched noise after Owen, "Monte Carlo theory, methods and examples", section 8.9.
     """
 
-    draws: int = 30
+    draws: int | None = None
     tolerance: float = 0.01
     most: int = 4096
     newton: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.draws <= self.most:
+        if self.draws is not None and not 2 <= self.draws <= self.most:
             raise ValueError(f"FixedDraws: draws must be between 2 and most={self.most}, but is {self.draws}.")
         if not self.tolerance > 0:
             raise ValueError(f"FixedDraws: tolerance must be positive, but is {self.tolerance}.")
 
     def check(self, target: Target) -> None:
-        with _Frozen(2), torch.no_grad():
-            traces(target.model, target.guide, target.args, {}, particles=2)
+        self._correlated(target)
 
     def solve(self, target: Target, *, steps: int) -> list[float]:
-        self.check(target)
+        least = max(30, 2 * self._correlated(target) + 2)
         losses: list[float] = []
-        draws = self.draws
+        draws = least if self.draws is None else self.draws
         while True:
             average = SampleAverage(target, draws)
             callback = partial(_record, losses, 1e-6 * self.tolerance)
@@ -87,6 +87,13 @@ class FixedDraws(Solver):
             if cost + 2 * error < self.tolerance:
                 return losses
             draws *= 2
+
+    @staticmethod
+    def _correlated(target: Target) -> int:
+        """How many latents the guide correlates. Raises unless it draws Gaussians."""
+        with _Frozen(2) as frozen, torch.no_grad():
+            traces(target.model, target.guide, target.args, {}, particles=2)
+        return int(frozen.correlated)
 
 
 class _NotFiniteError(FloatingPointError):
@@ -158,16 +165,20 @@ class _Frozen(Messenger):
         self.draws = draws
         self.noise: dict[str, Tensor] = {}
         self.used: dict[str, int] = {}
+        self.correlated = 0
 
     def __enter__(self) -> Any:
         self.used = dict.fromkeys(self.noise, 0)
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, name = msg["fn"], msg["name"]
         if msg["done"] or msg["is_observed"] or is_point_mass(fn) or type(fn).__name__ == "_Subsample":
             return
         shape, value = _affine(fn, name)
+        if isinstance(fn, dist.MultivariateNormal):
+            self.correlated = max(self.correlated, shape[-1])
         vectorised = any(frame.name == PLATE for frame in msg["cond_indep_stack"])
         if name not in self.noise:
             rest = shape[1:] if vectorised else shape

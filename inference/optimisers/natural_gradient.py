@@ -15,6 +15,7 @@ from models.gaussian import moments
 from ..checks import check_count
 from ..isolation import unscoped
 from .base import Solver, Target
+from .precisions import block_mask, scale_tril
 from .scores import Scores
 
 __all__ = ["NaturalGradient"]
@@ -90,7 +91,7 @@ class NaturalGradient(Solver):
         self.check(target)
         guide: Any = unscoped(target.guide)
         at = _State.of(guide.q(target.args[0]))
-        blocks = _mask(guide.family.blocks(), at.loc)
+        blocks = block_mask(guide.family, at.loc)
         most = max(1, self.most // (2 * at.loc.shape[-1]))
         rules, weight, rate, stride = 1, 0, 1.0, 1.0
         points = _Points(target, at.loc, rules)
@@ -113,7 +114,7 @@ class NaturalGradient(Solver):
             kept, step = (at, slopes), rate * stride * rules / weight
             at = _moved(at, slopes, step)
             with torch.no_grad():
-                target.parameters[0].copy_(guide.family.inverse(at.loc, _scale_tril(at.precision * blocks)))
+                target.parameters[0].copy_(guide.family.inverse(at.loc, scale_tril(at.precision * blocks)))
             direction = _State((at.loc - kept[0].loc) / step, (at.precision - kept[0].precision) / step)
             length = _inner(at, blocks, direction, direction)
             cosine = 0.0
@@ -167,7 +168,7 @@ class _Points:
         self.scores = Scores(target, 2 * loc.shape[-1] * rules + 1)
 
     def slopes(self, at: _State, blocks: Tensor) -> _Slopes:
-        root = _scale_tril(at.precision * blocks)
+        root = scale_tril(at.precision * blocks)
         noise, weight = self._draw(at.loc)
         log_p, score = self.scores(at.loc + (root @ noise.unsqueeze(-1)).squeeze(-1))
         weighted = weight.unsqueeze(-1) * score
@@ -207,15 +208,3 @@ def _inner(at: _State, blocks: Tensor, one: _State, other: _State) -> float:
     precision = at.precision * blocks
     parts = [torch.linalg.solve(precision, part.precision * blocks) for part in (one, other)]
     return float(mean + 0.5 * (parts[0] * parts[1].mT).sum())
-
-
-def _scale_tril(precision: Tensor) -> Tensor:
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))
-
-
-def _mask(blocks: list[list[int]], loc: Tensor) -> Tensor:
-    """1 where the family can correlate two coordinates, else 0, shape (dim, dim)."""
-    mask = torch.zeros(loc.shape[-1], loc.shape[-1], dtype=loc.dtype)
-    for block in blocks:
-        mask[torch.tensor(block).unsqueeze(-1), torch.tensor(block)] = 1
-    return mask

@@ -24,11 +24,15 @@ class Scores:
     """
 
     def __init__(self, target: Target, draws: int) -> None:
+        self.draws = draws
         self.call: Any = (target.model, target.guide, target.args, {})
         with torch.no_grad():
             pairs = traces(*self.call, particles=draws, hold=True)
         self.sites = [next((n, s) for n, s in latents(p.guide).items() if not is_point_mass(s["fn"])) for p in pairs]
         self.frames = shared_frames(pairs[0])
+
+    def __len__(self) -> int:
+        return self.draws
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log densities and scores in float64.
