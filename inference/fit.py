@@ -27,7 +27,7 @@ from .engine.eager import adopt
 from .isolation import isolated, scoped
 from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
-from .optimisers import Solver, Target
+from .optimisers import JointStep, Solver, Target
 from .quiet import quiet
 from .rates import find_rate
 from .restarts import begin_at, check_start
@@ -165,6 +165,11 @@ def fit(
             descent = optimiser(parameters, lr=rate)
             if isinstance(descent, torch.optim.LBFGS):
                 raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
+            if isinstance(descent, JointStep) and rows.leaves:
+                raise TypeError(
+                    f"{type(descent).__name__} takes one step size from the distance that all parameters have gone, but "
+                    "minibatches show it a few rows of a Local guide at a time: leave batch_size=None, or use torch's Adam."
+                )
             decay = None if schedule is None or free or steps is None else schedule(descent, steps)
             engine = kind(Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps))
             return engine, LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)

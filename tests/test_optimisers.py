@@ -5,22 +5,38 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import random
+import warnings
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import PAIRS_WITH_OPTIMUM, TRACTABLE, build, demo
+from problems import PAIRS_WITH_OPTIMUM, TRACTABLE, build, demo, shake
 from pyro.infer.autoguide import AutoMultivariateNormal
 from scipy.optimize import minimize, root
+from torch.distributions import kl_divergence
 
-from guides import Amortized, Blocks, FullRank, Global, Linear, Local, LowRank, MeanField
+from guides import Amortized, Blocks, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, fit, optimisers
 from inference.isolation import isolated
-from inference.optimisers import BatchAndMatch, FixedDraws, Solver, Target
-from inference.optimisers.fixed_draws import _Average, _matched
-from models import FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian, LocalModel, Model, datasets
+from inference.optimisers import BatchAndMatch, FixedDraws, NaturalGradient, Pathfinder, Solver, Target, linear_response
+from inference.optimisers.fixed_draws import SampleAverage, _matched
+from inference.optimisers.natural_gradient import _moved, _Points, _State
+from inference.optimisers.pathfinder import _diagonal, _inverse_hessian
+from inference.optimisers.precisions import block_mask, scale_tril
+from models import (
+    FactorAnalysis,
+    GaussianMean,
+    LinearRegression,
+    LocalGaussian,
+    LocalModel,
+    LogisticRegression,
+    Model,
+    datasets,
+)
+from models.gaussian import moments
 
 pytestmark = pytest.mark.slow
 
@@ -41,13 +57,16 @@ class TestContract:
     def test_is_a_frozen_object(self, cls):
         assert cls() == cls()
         assert "Reference: " in cls.__doc__
+        name = dataclasses.fields(cls)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
-            cls().draws = 3
-        with pytest.raises(ValueError, match="draws must be"):
-            cls(draws=1)
+            setattr(cls(), name, 3)
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            cls(**{name: -1})
 
     @pytest.mark.parametrize("model_class", FIXED)
     def test_is_exact_for_a_gaussian_target(self, cls, model_class):
+        if not cls.exact:
+            pytest.skip("is an approximation")
         model, x = demo(model_class)
         guide = build(model, source(model_class), FullRank, x)
         evidence = model.log_evidence(x)
@@ -59,6 +78,8 @@ class TestContract:
 
     def test_in_single_precision_and_badly_conditioned(self, cls):
         """The diabetes regression: ten correlated covariates, where no constant rate of Adam came within 0.09 nats."""
+        if not cls.exact:
+            pytest.skip("is an approximation")
         model, x = LinearRegression.from_dataset(datasets.diabetes())
         model, x = model.float(), x.float()
         guide = Global(model, FullRank())
@@ -81,9 +102,9 @@ class TestContract:
         q = guide.q(x)
         precision = 1 + 1 / 0.5**2
         exact = dist.MultivariateNormal((x.log() * 4 / precision).view(1), torch.eye(1).double() / precision)
-        assert torch.distributions.kl_divergence(q, exact) < EXACT
+        assert kl_divergence(q, exact) < EXACT
         moved = dist.MultivariateNormal(exact.loc + 0.01, exact.covariance_matrix)
-        assert torch.distributions.kl_divergence(q, moved) > EXACT
+        assert kl_divergence(q, moved) > EXACT
 
     def test_leaves_the_random_state_and_repeats_itself(self, cls):
         model, x = demo(GaussianMean)
@@ -95,6 +116,39 @@ class TestContract:
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(found[0], found[1])
         assert not torch.equal(found[0], found[2])
+
+    def test_takes_at_most_so_many_steps(self, cls):
+        """And the same ones, however many are allowed."""
+        count = CountRate()
+        found = []
+        for steps in (2, 4, 300):
+            guide = Global(count, FullRank())
+            done = fit(count, guide, count.x, steps=steps, optimiser=cls())
+            found.append(done.nelbo)
+            assert done.steps == len(done.nelbo) <= steps
+        assert len(found[0]) == 2
+        assert len(found[1]) == 4
+        assert len(found[2]) > 4
+        assert torch.equal(found[0], found[1][:2])
+        assert torch.equal(found[1], found[2][:4])
+
+    def test_leaves_no_global_state_altered(self, cls):
+        """Neither after a fit nor after one that diverges."""
+
+        def broken(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.factor("broken", h.sum() * float("inf"))
+
+        model, x = demo(GaussianMean)
+        guide = build(model, Global, FullRank, x)
+        pyro.param("mine", torch.ones(2))
+        guide.lam.grad = torch.ones_like(guide.lam)
+        before = global_state(guide)
+        fit(model, guide, x, steps=5, optimiser=cls())
+        assert global_state(guide) == before
+        with pytest.raises(NonFiniteLossError):
+            fit(broken, Global(broken, FullRank()), torch.ones(1), steps=5, optimiser=cls())
+        assert global_state(guide) == before
 
     def test_minibatches_are_refused(self, cls):
         model, x = demo(LocalGaussian)
@@ -117,6 +171,31 @@ def slow_where_singular(pair):
     return pytest.param(*pair.values, id=pair.id, marks=marks)
 
 
+def is_natural(pair):
+    """Whether the guide's Fisher information has a closed form."""
+    _, source, family = pair.values
+    return source in (Global, Local) and family in (MeanField, FullRank, Blocks)
+
+
+def global_state(guide):
+    """All that a fit might leave altered, as comparable values."""
+    store = pyro.get_param_store()
+    numpy_state = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
+        "python": random.getstate(),
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "validation": (pyro.distributions.is_validation_enabled(), torch.distributions.Distribution._validate_args),
+        "store": {name: value.tolist() for name, value in store.items()},
+        "warnings": list(warnings.filters),
+        "float errors": np.geterr(),
+        "gradients": [(p.requires_grad, p.grad.tolist()) for p in guide.parameters()],
+    }
+
+
 class TestFixedDraws:
     @pytest.mark.parametrize(("model_class", "source", "family"), [slow_where_singular(p) for p in PAIRS_WITH_OPTIMUM])
     def test_finds_the_best_of_every_gaussian_family(self, model_class, source, family):
@@ -127,6 +206,17 @@ class TestFixedDraws:
         fit(model, guide, x, steps=300, optimiser=FixedDraws())
         gap = best - analytic_elbo(model, guide.q(x), x).sum()
         assert gap.abs() < (EXACT if source is not Amortized else 1e-3)
+
+    @pytest.mark.parametrize("model_class", [GaussianMean, LinearRegression])
+    def test_by_l_bfgs(self, model_class):
+        model, x = demo(model_class)
+        found = []
+        for newton in (True, False):
+            guide = build(model, Global, FullRank, x)
+            done = fit(model, guide, x, steps=500, optimiser=FixedDraws(newton=newton))
+            assert (model.log_evidence(x) - analytic_elbo(model, guide.q(x), x)).abs() < EXACT
+            found.append(done.nelbo)
+        assert len(found[0]) != len(found[1])
 
     def test_pyros_autoguide(self):
         model, x = demo(LinearRegression)
@@ -155,7 +245,7 @@ class TestFixedDraws:
                 guide = Global(count, FullRank())
                 guide.setup(count.x)
                 target = Target(count, guide, (count.x,), list(guide.parameters()))
-                average = _Average(target, 10)
+                average = SampleAverage(target, 10)
                 found = minimize(average.value_and_gradient, average.start(), jac=True, tol=1e-10)
                 costs.append(average.cost_of_noise(found.x)[0])
                 average.set(found.x)
@@ -178,6 +268,46 @@ class TestFixedDraws:
                 gaps.append(count.nelbo(guide) - best)
             assert np.mean(gaps) < tolerance
         assert np.mean(gaps) < 1e-3
+
+
+class TestLinearResponse:
+    @pytest.mark.parametrize("model_class", [GaussianMean, LinearRegression])
+    def test_is_exact_for_a_gaussian_target(self, model_class):
+        """Also the correlations and variances that a mean field does not have."""
+        model, x = demo(model_class)
+        guide = build(model, Global, MeanField, x)
+        fit(model, guide, x, steps=50, optimiser=NaturalGradient())
+        lam = guide.lam.detach().clone()
+        covariance = moments(model.posterior(x))[1]
+        found = linear_response(model, guide, x, draws=10)
+        torch.testing.assert_close(found, covariance, atol=1e-6 * float(covariance.abs().max()), rtol=0.0)
+        assert torch.equal(guide.lam.detach(), lam)
+        if model_class is LinearRegression:
+            assert (guide.q(x).variance < 0.9 * covariance.diagonal()).all()
+
+    def test_a_skewed_target(self):
+        """Against the derivative of the best mean with respect to the model's tilt, by solving twice."""
+        count = CountRate()
+        guide = Global(count, MeanField())
+        fit(count, guide, count.x, steps=100, optimiser=NaturalGradient())
+
+        def best_mean(tilt):
+            return minimize(lambda p: count._nelbo(p[0], math.exp(p[1])) - tilt * p[0], [0.5, -0.5], tol=1e-14).x[0]
+
+        derivative = (best_mean(0.01) - best_mean(-0.01)) / 0.02
+        found = np.array([float(linear_response(count, guide, count.x, draws=400, seed=seed)) for seed in range(10)])
+        se = found.std(ddof=1) / len(found) ** 0.5
+        assert abs(found.mean() - derivative) < 5 * se + 1e-4 < 0.05 * derivative
+
+    def test_bad_input(self):
+        model, x = demo(LocalGaussian)
+        with pytest.raises(TypeError, match="needs a Global guide, .* but it is Local"):
+            linear_response(model, build(model, Local, MeanField, x), x)
+        model, x = demo(GaussianMean)
+        with pytest.raises(ValueError, match="draws must be at least 2"):
+            linear_response(model, Global(model, MeanField()), x, draws=1)
+        with pytest.raises(ValueError, match="FixedDraws freezes the noise of Gaussians"):
+            linear_response(model, Global(model, Flow()), x)
 
 
 class TestBatchAndMatch:
@@ -212,6 +342,212 @@ class TestBatchAndMatch:
         lam = torch.randn(3, family.size, dtype=torch.float64)
         q = family(lam)
         torch.testing.assert_close(family.inverse(q.loc, q.scale_tril), lam, atol=1e-10, rtol=0.0)
+
+
+class TestNaturalGradient:
+    @pytest.mark.parametrize(("model_class", "source", "family"), [p for p in PAIRS_WITH_OPTIMUM if is_natural(p)])
+    def test_finds_the_best_of_its_families_in_three_steps(self, model_class, source, family):
+        """Also where the posterior is not in the family, however strong its correlations."""
+        model, x = demo(model_class)
+        guide = build(model, source, family, x)
+        best = best_elbo(model, guide.family, x).sum()
+        assert best - analytic_elbo(model, guide.q(x), x).sum() > 1.0
+        done = fit(model, guide, x, steps=100, optimiser=NaturalGradient())
+        assert (best - analytic_elbo(model, guide.q(x), x).sum()).abs() < EXACT
+        assert done.steps <= 3
+
+    def test_is_the_natural_gradient(self):
+        """One small step changes λ along F⁻¹∇ELBO, with F the Hessian of KL at q and the gradient by autograd."""
+        model, x = demo(LinearRegression)
+        for family in (FullRank, MeanField):
+            guide = build(model, Global, family, x)
+            shake(guide, 0.3, seed=1)
+            lam = guide.lam.detach().clone()
+            q = guide.family(lam)
+            fisher = torch.autograd.functional.hessian(lambda v, f=guide.family, q=q: kl_divergence(q, f(v)), lam)
+            slope = torch.autograd.functional.jacobian(lambda v, f=guide.family: analytic_elbo(model, f(v), x).sum(), lam)
+            natural = torch.linalg.solve(fisher, slope)
+            at = _State.of(q)
+            blocks = block_mask(guide.family, at.loc)
+            slopes = _Points(Target(model, guide, (x,), [guide.lam]), at.loc, 1).slopes(at, blocks)
+            new = _moved(at, slopes, 1e-6)
+            step = (guide.family.inverse(new.loc, scale_tril(new.precision * blocks)) - lam) / 1e-6
+            torch.testing.assert_close(step, natural, atol=1e-3 * float(natural.abs().max()), rtol=0.0)
+            assert (step - slope).abs().max() > 0.1 * natural.abs().max()
+
+    def test_points_are_exact_for_cubics_and_unbiased(self):
+        """Against closed-form moments of N(0, I); an even power of 4 is where exactness ends."""
+        points = object.__new__(_Points)
+        points.rules = 2
+        torch.manual_seed(0)
+        noise, weight = points._draw(torch.zeros(3, 4, dtype=torch.float64))
+        assert noise.shape == (17, 3, 4)
+        torch.testing.assert_close(weight.sum(0), torch.ones(3).double(), atol=1e-10, rtol=0.0)
+        second = torch.einsum("kn,kni,knj->nij", weight, noise, noise)
+        torch.testing.assert_close(second, torch.eye(4).double().expand(3, 4, 4), atol=1e-10, rtol=0.0)
+        for odd in (noise, torch.einsum("kni,knj,knl->knijl", noise, noise, noise)):
+            mean = torch.einsum("kn,kn...->n...", weight, odd)
+            torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-10, rtol=0.0)
+        noise, weight = points._draw(torch.zeros(4000, 3, dtype=torch.float64))
+        fourth = torch.einsum("kn,kni->ni", weight, noise**4)[:, 0]
+        se = fourth.std() / len(fourth) ** 0.5
+        assert (fourth.mean() - 3).abs() < 5 * se < 0.3
+        assert fourth.std() > 0.1
+
+    def test_knows_what_its_noise_costs(self):
+        """The gap that is left is below the tolerance, in the mean over seeds; the start is not."""
+        count = CountRate()
+        best = count.best().fun
+        guide = Global(count, FullRank())
+        guide.setup(count.x)
+        assert count.nelbo(guide) - best > 1.0
+        for tolerance in (1e-1, 1e-3):
+            gaps = []
+            for seed in range(10):
+                guide = Global(count, FullRank())
+                fit(count, guide, count.x, steps=500, seed=seed, optimiser=NaturalGradient(tolerance=tolerance))
+                gaps.append(count.nelbo(guide) - best)
+            assert min(gaps) > -1e-9
+            assert np.mean(gaps) < tolerance
+        assert np.mean(gaps) > 1e-7
+
+    def test_a_skewed_posterior_of_many_latents(self):
+        """Logistic regression, against L-BFGS on the exact ELBO."""
+        model, x = demo(LogisticRegression)
+        guide = Global(model, FullRank())
+        guide.setup(x)
+        nodes, mass = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(60))
+
+        def nelbo(lam):
+            q = guide.family(lam)
+            mean, sd = model.covariates @ q.loc, (model.covariates @ q.scale_tril).norm(dim=-1)
+            expected = torch.nn.functional.softplus(mean[:, None] + sd[:, None] * nodes) @ mass / mass.sum()
+            prior = dist.MultivariateNormal(torch.zeros_like(q.loc), model.prior_scale.square().diag())
+            return kl_divergence(q, prior) - (x * mean - expected).sum()
+
+        def value(flat):
+            lam = torch.tensor(flat, requires_grad=True)
+            loss = nelbo(lam)
+            return float(loss.detach()), torch.autograd.grad(loss, lam)[0].numpy()
+
+        best = minimize(value, guide.lam.detach().numpy(), jac=True, method="L-BFGS-B", options={"ftol": 1e-14}).fun
+        assert float(nelbo(guide.lam).detach()) - best > 1.0
+        done = fit(model, guide, x, steps=100, optimiser=NaturalGradient())
+        assert float(nelbo(guide.lam).detach()) - best < 0.01
+        assert done.steps < 100
+
+    @pytest.mark.parametrize("family", [LowRank(1), Flow()])
+    def test_needs_a_closed_form(self, family):
+        model, x = demo(GaussianMean)
+        with pytest.raises(ValueError, match=rf"Global\({type(family).__name__}\): use torch's Adam with StickingTheLanding"):
+            fit(model, Global(model, family), x, steps=5, optimiser=NaturalGradient())
+
+    def test_needs_one_q_alone(self):
+        model = FactorAnalysis(torch.nn.Parameter(torch.ones(2, 1)))
+        x = model.simulate(5, seed=0)[1]
+        with pytest.raises(ValueError, match="other parameters to learn too .*: use FixedDraws or torch's Adam"):
+            fit(model, Local(model, FullRank()), x, steps=5, optimiser=NaturalGradient())
+        with pytest.raises(ValueError, match="the guide is AutoMultivariateNormal: use torch's Adam"):
+            fit(model, AutoMultivariateNormal(model), x, steps=5, optimiser=NaturalGradient())
+
+
+class TestPathfinder:
+    def test_the_inverse_hessian_is_that_of_l_bfgs(self):
+        """Against BFGS's update in its product form, one move at a time, from the same diagonal."""
+        torch.manual_seed(0)
+        root = torch.randn(6, 6, dtype=torch.float64)
+        curvature = root @ root.mT + torch.eye(6).double()
+        diagonal = torch.rand(6, dtype=torch.float64) + 0.5
+        moves = [(move, curvature @ move) for move in torch.randn(4, 6, dtype=torch.float64)]
+        expected = diagonal.diag()
+        for move, change in moves:
+            one = torch.eye(6).double() - torch.outer(move, change) / (move @ change)
+            expected = one @ expected @ one.mT + torch.outer(move, move) / (move @ change)
+        found = _inverse_hessian(diagonal, moves)
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(found @ moves[-1][1], moves[-1][0], atol=1e-10, rtol=1e-10)
+        assert (found - diagonal.diag()).abs().max() > 0.1
+
+    def test_the_diagonal_part(self):
+        """The diagonal of BFGS's update of the scaled Hessian; a diagonal that is right stays."""
+        old = torch.tensor([0.5, 2.0, 4.0], dtype=torch.float64)
+        move = torch.tensor([1.0, -1.0, 0.3], dtype=torch.float64)
+        change = torch.tensor([0.4, -2.0, 0.1], dtype=torch.float64)
+        hessian = (1 / old).diag() * (change @ (old * change)) / (move @ change)
+        turned = hessian @ move
+        slow = hessian - torch.outer(turned, turned) / (move @ turned) + torch.outer(change, change) / (move @ change)
+        torch.testing.assert_close(_diagonal(old, move, change), 1 / slow.diagonal(), atol=1e-10, rtol=0.0)
+        torch.testing.assert_close(_diagonal(old, move, move / old), old, atol=1e-10, rtol=0.0)
+        assert (_diagonal(old, move, change) - old).abs().max() > 0.1
+
+    @pytest.mark.parametrize("family", [MeanField, FullRank])
+    def test_comes_near_the_best(self, family):
+        """Where Σ is full, no closer than its family can be; and it is no worse than a tenth of a nat for three latents."""
+        model, x = demo(LinearRegression)
+        guide = build(model, Global, family, x)
+        best = best_elbo(model, guide.family, x)
+        assert best - analytic_elbo(model, guide.q(x), x) > 10.0
+        fit(model, guide, x, steps=200, optimiser=Pathfinder())
+        assert -1e-9 < best - analytic_elbo(model, guide.q(x), x) < 0.1
+
+    def test_is_a_start(self):
+        """A fit from there begins where one from the default start has not come to."""
+        model, x = LinearRegression.from_dataset(datasets.diabetes())
+        model, x = model.double(), x.double()
+        guide = Global(model, FullRank())
+        fit(model, guide, x, steps=200, optimiser=Pathfinder(paths=1))
+        begun = fit(model, guide, x, steps=50, lr=1e-4)
+        cold = fit(model, Global(model, FullRank()), x, steps=50)
+        assert begun.nelbo.mean() + 5 * begun.nelbo.std() / 50**0.5 < cold.nelbo.min()
+
+    def test_takes_the_better_of_two_modes(self):
+        """The mode at 3 has 9 times the mass, and the path from the guide's start ends in the other."""
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros(1).double(), 100.0).to_event(1))
+            modes = dist.Normal(torch.tensor([3.0, -1.0], dtype=torch.float64), 0.3).log_prob(h)
+            pyro.factor("modes", (modes + torch.tensor([0.9, 0.1]).double().log()).logsumexp(-1))
+
+        x = torch.ones(1, dtype=torch.float64)
+        found = []
+        for paths in (1, 12):
+            guide = Global(model, FullRank())
+            fit(model, guide, x, steps=300, optimiser=Pathfinder(paths=paths))
+            found.append(float(guide.q(x).mean.detach()))
+        assert found[0] == pytest.approx(-1.0, abs=0.1)
+        assert found[1] == pytest.approx(3.0, abs=0.1)
+
+    def test_bad_input(self):
+        model, x = demo(LocalGaussian)
+        with pytest.raises(ValueError, match=r"needs Global .* but the guide is Local\(MeanField\): use FixedDraws"):
+            fit(model, Local(model, MeanField()), x, steps=5, optimiser=Pathfinder())
+        model, x = demo(GaussianMean)
+        with pytest.raises(ValueError, match=r"Global\(Flow\): use FixedDraws"):
+            fit(model, Global(model, Flow()), x, steps=5, optimiser=Pathfinder())
+        with pytest.raises(ValueError, match="draws must be at least 2"):
+            Pathfinder(draws=1)
+
+
+class Leaky(Solver):
+    """Alters what it must not."""
+
+    def check(self, target):
+        pass
+
+    def solve(self, target, *, steps):
+        np.seterr(all="ignore")
+        return [0.0]
+
+
+def test_the_check_of_global_state_sees_a_leak():
+    model, x = demo(GaussianMean)
+    guide = build(model, Global, FullRank, x)
+    old = np.geterr()
+    before = global_state(guide)
+    fit(model, guide, x, steps=5, optimiser=Leaky())
+    assert global_state(guide) != before
+    np.seterr(**old)
+    assert global_state(guide) == before
 
 
 class TestBadInput:

@@ -30,5 +30,10 @@ class MeanField(Family):
         loc, raw_scale = lam.chunk(2, -1)
         return dist.Normal(loc, softplus(raw_scale)).to_event(1)
 
+    def inverse(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The λ of the Gaussian with this mean, (..., dim), and diagonal Cholesky factor, (..., dim, dim)."""
+        scale = scale_tril.diagonal(dim1=-2, dim2=-1)
+        return torch.cat([loc, scale + (-torch.expm1(-scale)).log()], -1)
+
     def blocks(self) -> list[list[int]]:
         return [[i] for i in range(self.dim)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .traces import PLATE, Pair, Program, held, latents
 
-__all__ = ["Weights", "check_draws", "held_weights", "weights"]
+__all__ = ["Weights", "check_draws", "density", "held_weights", "shared_frames", "weights"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def weights(pairs: list[Pair], objective: Any, *, linear: bool = False) -> Weigh
     Raises:
         ValueError: if the data are a minibatch and a latent is shared between data, unless `linear`.
     """
-    frames = _shared_frames(pairs[0])
+    frames = shared_frames(pairs[0])
     scale = prod((frame.full_size or frame.size) / frame.size for frame in frames)
     if not linear:
         _refuse_joint_minibatch(pairs[0], frames, objective)
-    log_p = _density([pair.model for pair in pairs], frames) / scale
-    log_q = _density([pair.guide for pair in pairs], frames) / scale
+    log_p = density([pair.model for pair in pairs], frames) / scale
+    log_q = density([pair.guide for pair in pairs], frames) / scale
     return Weights(log_p, log_q, scale, frames, pairs)
 
 
@@ -72,11 +72,11 @@ def held_weights(known: Weights, model: Program, guide: Program, args: tuple[Any
     the draw came from scores it again as it stands.
     """
     if all(_draws_once(pair) for pair in known.pairs):
-        log_q = _density([_rescored(pair.guide) for pair in known.pairs], known.frames) / known.scale
+        log_q = density([_rescored(pair.guide) for pair in known.pairs], known.frames) / known.scale
         return replace(known, log_p=known.log_p.detach(), log_q=log_q)
     pairs = [held(pair, model, guide, args, kwargs) for pair in known.pairs]
-    log_p = _density([pair.model for pair in pairs], known.frames) / known.scale
-    log_q = _density([pair.guide for pair in pairs], known.frames) / known.scale
+    log_p = density([pair.model for pair in pairs], known.frames) / known.scale
+    log_q = density([pair.guide for pair in pairs], known.frames) / known.scale
     return replace(known, log_p=log_p, log_q=log_q)
 
 
@@ -92,7 +92,7 @@ def _sites(trace: poutine.Trace) -> list[dict[str, Any]]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def _shared_frames(pair: Pair) -> tuple[CondIndepStackFrame, ...]:
+def shared_frames(pair: Pair) -> tuple[CondIndepStackFrame, ...]:
     """The vectorised plates that every site of guide and model lies in, from the outermost, without the particles'."""
     stacks = [
         {f.dim: f for f in site["cond_indep_stack"] if f.vectorized and f.name != PLATE}
@@ -116,7 +116,7 @@ def _refuse_joint_minibatch(pair: Pair, frames: tuple[CondIndepStackFrame, ...],
                     )
 
 
-def _density(parts: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...]) -> Tensor:
+def density(parts: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...]) -> Tensor:
     """The traces' log densities, shape (K, *plates): all other dimensions summed."""
     rows = []
     for trace in parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ class Solver(ABC):
     Pass one as ``fit(optimiser=...)``; `lr`, `schedule` and `objective` then say nothing, and `steps` is the most
     iterations that it may take.
     """
+
+    exact: ClassVar[bool] = True
+    """Whether it finds the posterior itself, to rounding, where that is a Gaussian of the guide's family."""
 
     @abstractmethod
     def check(self, target: Target) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from guides import FullRank, Global, Guide, Local
 
 from ..isolation import unscoped
-from ..objectives.traces import is_point_mass, latents, rerun, traces
 from .base import Solver, Target
+from .scores import Scores
 
 __all__ = ["BatchAndMatch"]
 
@@ -71,19 +71,21 @@ class BatchAndMatch(Solver):
         guide: Any = unscoped(target.guide)
         q = _double(guide.q(target.args[0]))
         draws = 2 * q.event_shape[0] + 2 if self.draws is None else self.draws
+        scores = Scores(target, draws)
         losses: list[float] = []
         rate, failures, best = float(draws * q.event_shape[0]), 0, inf
         for _ in range(steps):
-            z, scores, nelbo = _scores(target, q, draws)
+            z = q.sample((draws,))
+            log_p, score = scores(z)
+            nelbo = float((q.log_prob(z) - log_p).sum() / draws)
+            if not (isfinite(nelbo) and bool(score.isfinite().all())):
+                return [*losses, nan]
             losses.append(nelbo)
-            if not (isfinite(nelbo) and bool(scores.isfinite().all())):
-                losses[-1] = float("nan")
-                break
-            mismatch = _mismatch(q, z, scores)
+            mismatch = _mismatch(q, z, score)
             failures += mismatch >= best
             rate *= 1.0 if failures else 2.0
             best = min(best, mismatch)
-            new = _matched(q, z, scores, rate / (1 + failures))
+            new = _matched(q, z, score, rate / (1 + failures))
             with torch.no_grad():
                 target.parameters[0].copy_(guide.family.inverse(new.loc, new.scale_tril))
             change = float((kl_divergence(new, q) + kl_divergence(q, new)).sum())
@@ -91,25 +93,6 @@ class BatchAndMatch(Solver):
             if change < self.tolerance:
                 break
         return losses
-
-
-def _scores(target: Target, q: MultivariateNormal, draws: int) -> tuple[Tensor, Tensor, float]:
-    """Draws z ~ q and ∇_z log p(x, z), both (draws, *batch, dim), and the estimate of −ELBO they give for nothing."""
-    call: Any = (target.model, target.guide, target.args, {})
-    with torch.no_grad():
-        pairs = traces(*call, particles=draws, hold=True)
-    found, nelbo = [], 0.0
-    for pair in pairs:
-        name, site = next((n, s) for n, s in latents(pair.guide).items() if not is_point_mass(s["fn"]))
-        z = site["value"].detach().requires_grad_()
-        again = rerun({name: {**site, "value": z}}, *call)
-        # A Delta of the guide passes z on to the model's own space; its log density is that of the map.
-        jacobian = sum(s["log_prob_sum"] for s in latents(again.guide).values() if is_point_mass(s["fn"]))
-        log_p = again.model.log_prob_sum() - jacobian
-        found.append(torch.stack([z.detach(), torch.autograd.grad(log_p, z)[0]]).double())
-        nelbo += float(again.guide.nodes[name]["log_prob_sum"].detach() - log_p.detach()) / draws
-    z, scores = (part.reshape(draws, *q.loc.shape) for part in torch.stack(found, 1))
-    return z, scores, nelbo
 
 
 def _matched(q: MultivariateNormal, z: Tensor, scores: Tensor, rate: float) -> MultivariateNormal:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..objectives.traces import PLATE, is_point_mass, traces
 from .base import Solver, Target
 
-__all__ = ["FixedDraws"]
+__all__ = ["FixedDraws", "SampleAverage"]
 
 JUDGES = 8
 """Fresh sets of draws that judge whether the old set was large enough."""
@@ -27,7 +27,7 @@ JUDGES = 8
 
 @dataclass(frozen=True)
 class FixedDraws(Solver):
-    """Minimises −ELBO averaged over one frozen set of draws, by trust-region Newton with Hessian-vector products.
+    """Minimises −ELBO averaged over one frozen set of draws, by Newton's method in a trust region or by L-BFGS.
 
     The frozen noise is matched: its sample mean is exactly 0 and, where the draws outnumber the dimensions of a datum's
     latents, its covariance exactly the identity. So the sample average is exact for every quadratic log p(x, h), and with it
@@ -41,44 +41,41 @@ class FixedDraws(Solver):
     AutoDiagonalNormal or AutoMultivariateNormal.
 
     Args:
-        draws: to begin with.
+        draws: to begin with; by default 30, or, where q correlates dim latents, 2 dim + 2 if that is more: with no more draws
+            than dimensions, the average would have no minimum.
         tolerance: nats of the ELBO that the noise of the draws may cost.
         most: draws at which doubling ends in any case.
+        newton: whether to use Hessian-vector products, which takes fewer iterations; else L-BFGS, whose iterations cost less.
+
+    `linear_response` gives the covariances that the optimum implies, also of latents that the family holds independent.
 
     Reference: Giordano, Ingram & Broderick, "Black box variational inference with a deterministic objective" (2024); the
     matched noise after Owen, "Monte Carlo theory, methods and examples", section 8.9.
     """
 
-    draws: int = 30
+    draws: int | None = None
     tolerance: float = 0.01
     most: int = 4096
+    newton: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.draws <= self.most:
+        if self.draws is not None and not 2 <= self.draws <= self.most:
             raise ValueError(f"FixedDraws: draws must be between 2 and most={self.most}, but is {self.draws}.")
         if not self.tolerance > 0:
             raise ValueError(f"FixedDraws: tolerance must be positive, but is {self.tolerance}.")
 
     def check(self, target: Target) -> None:
-        with _Frozen(2), torch.no_grad():
-            traces(target.model, target.guide, target.args, {}, particles=2)
+        self._correlated(target)
 
     def solve(self, target: Target, *, steps: int) -> list[float]:
-        self.check(target)
+        least = max(30, 2 * self._correlated(target) + 2)
         losses: list[float] = []
-        draws = self.draws
+        draws = least if self.draws is None else self.draws
         while True:
-            average = _Average(target, draws)
+            average = SampleAverage(target, draws)
+            callback = partial(_record, losses, 1e-6 * self.tolerance)
             try:
-                found = minimize(
-                    average.value_and_gradient,
-                    average.start(),
-                    jac=True,
-                    hessp=average.curvature,
-                    method="trust-ncg",
-                    callback=partial(_record, losses, 1e-6 * self.tolerance),
-                    options={"maxiter": steps - len(losses), "gtol": 1e-9},
-                )
+                found = average.minimum(newton=self.newton, iterations=steps - len(losses), callback=callback)
             except _NotFiniteError:
                 return [*losses, nan]
             average.set(found.x)
@@ -91,12 +88,19 @@ class FixedDraws(Solver):
                 return losses
             draws *= 2
 
+    @staticmethod
+    def _correlated(target: Target) -> int:
+        """How many latents the guide correlates. Raises unless it draws Gaussians."""
+        with _Frozen(2) as frozen, torch.no_grad():
+            traces(target.model, target.guide, target.args, {}, particles=2)
+        return int(frozen.correlated)
+
 
 class _NotFiniteError(FloatingPointError):
     """The loss or its gradient is not finite."""
 
 
-class _Average:
+class SampleAverage:
     """−ELBO averaged over frozen draws, as scipy wants it: NumPy in float64 over the flat parameters."""
 
     def __init__(self, target: Target, draws: int) -> None:
@@ -121,6 +125,14 @@ class _Average:
             raise _NotFiniteError
         return float(loss.detach()), gradient.numpy()
 
+    def minimum(self, *, newton: bool, iterations: int, callback: Callable[..., None] | None = None) -> OptimizeResult:
+        """The minimum that descent from the parameters' values reaches. Leaves them somewhere on its way."""
+        method: dict[str, Any] = {"method": "L-BFGS-B", "options": {"ftol": 0.0, "gtol": 1e-9, "maxiter": iterations}}
+        if newton:
+            options = {"gtol": 1e-9, "maxiter": iterations}
+            method = {"method": "trust-ncg", "hessp": self.curvature, "options": options}
+        return minimize(self.value_and_gradient, self.start(), jac=True, callback=callback, **method)
+
     def curvature(self, flat: Any, direction: Any) -> Any:
         """The Hessian times a direction."""
         self.set(flat)
@@ -134,7 +146,7 @@ class _Average:
         hessian = LinearOperator((len(flat), len(flat)), matvec=lambda v: self.curvature(flat, v.ravel()), dtype=np.float64)
         costs = []
         for _ in range(JUDGES):
-            gradient = _Average(self.target, self.draws).value_and_gradient(flat)[1]
+            gradient = SampleAverage(self.target, self.draws).value_and_gradient(flat)[1]
             costs.append(0.25 * gradient @ cg(hessian, gradient, rtol=1e-3, atol=1e-6, maxiter=len(flat))[0])
         return float(np.mean(costs)), float(np.std(costs, ddof=1)) / JUDGES**0.5
 
@@ -153,16 +165,20 @@ class _Frozen(Messenger):
         self.draws = draws
         self.noise: dict[str, Tensor] = {}
         self.used: dict[str, int] = {}
+        self.correlated = 0
 
     def __enter__(self) -> Any:
         self.used = dict.fromkeys(self.noise, 0)
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, name = msg["fn"], msg["name"]
         if msg["done"] or msg["is_observed"] or is_point_mass(fn) or type(fn).__name__ == "_Subsample":
             return
         shape, value = _affine(fn, name)
+        if isinstance(fn, dist.MultivariateNormal):
+            self.correlated = max(self.correlated, shape[-1])
         vectorised = any(frame.name == PLATE for frame in msg["cond_indep_stack"])
         if name not in self.noise:
             rest = shape[1:] if vectorised else shape

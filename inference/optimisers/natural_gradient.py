@@ -1,0 +1,210 @@
+"""Natural gradients of the ELBO for Gaussian families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, log, nan, pi
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from guides import FullRank, Global, Guide, Local, MeanField
+from models.gaussian import moments
+
+from ..checks import check_count
+from ..isolation import unscoped
+from .base import Solver, Target
+from .precisions import block_mask, scale_tril
+from .scores import Scores
+
+__all__ = ["NaturalGradient"]
+
+SHRINK = 1 / 16
+"""A step divides no eigenvalue of the precision by more than this: it is far from where its curvature was measured."""
+WORSE = 1.0
+"""Nats by which a step may lose by its own estimate before it is taken back."""
+LEAST_RATE = 2.0**-12
+DRIFT, STEADY = 0.5, 0.8
+"""Cosines between a step and the last one, above which q still moves, and moves straight on."""
+FIXED = 1e-3
+"""Part of the tolerance below which a step is none."""
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class NaturalGradient(Solver):
+    r"""Steps along F⁻¹∇ELBO, with the Fisher information F of a Gaussian in closed form: no matrix of λ's size is solved.
+
+    In natural parameters the step is one of precision and mean, with g = E_q[∇ log p(x, h)] and H = −E_q[∇² log p(x, h)],
+
+        M' = (1 − ρ) M + ρ H,    μ' = μ + ρ M'⁻¹ g,    q' = N(μ', (the blocks of M' that the family has)⁻¹).
+
+    The mean moves by the whole M, which is Newton's step on the ELBO, also where the family leaves correlations out. For
+    ρ = 1 and a Gaussian target one step is the optimum.
+
+    Expectations need 2 dim + 1 scores ∇ log p and no second derivatives: H = E_q[Σ⁻¹ (μ − z) ∇ log p(x, z)ᵀ], by points
+    μ ± r L o_i along a random rotation o with random radius r. The rule is unbiased, and exact where log p is cubic.
+
+    ρ starts at 1. A step that loses more than a nat is taken back, and a quarter of it tried. Once two steps in a row go
+    against each other, what moves q is the noise of the points: then ρ is 1/n, which averages over n iterations, and with
+    n = 4 each iteration takes twice the points; where steps agree, q still drifts and ρ goes back to 1, or up to 2 while they
+    are parallel. It ends when the noise left costs less than `tolerance`. A target far from Gaussian in the guide's space,
+    such as a centred hierarchy, is approached slowly, and may be left too early: reparametrise it, or use FixedDraws.
+
+    For ``Global`` or, each datum by itself, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to learn.
+
+    Args:
+        tolerance: nats of the ELBO that the noise may still cost.
+        most: scores in an iteration at which doubling ends in any case.
+
+    Reference: Khan & Rue, "The Bayesian learning rule" (2023), equations 12 and 13; Opper & Archambeau, "The variational
+    Gaussian approximation revisited" (2009); the points: Genz & Monahan, "Stochastic integration rules for infinite regions"
+    (1998), degree 3.
+    """
+
+    tolerance: float = 0.01
+    most: int = 4096
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise ValueError(f"NaturalGradient: tolerance must be positive, but is {self.tolerance}.")
+        check_count(most=self.most)
+
+    def check(self, target: Target) -> None:
+        guide = unscoped(target.guide)
+        known = isinstance(guide, (Global, Local)) and isinstance(guide.family, (MeanField, FullRank))
+        family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
+        if not known:
+            raise ValueError(
+                "NaturalGradient has the Fisher information of MeanField, FullRank and Blocks in closed form, for Global and "
+                f"Local, but the guide is {type(guide).__name__}{family}: use torch's Adam with StickingTheLanding or "
+                "TraceELBO, which take any guide, or FixedDraws, which takes any Gaussian one."
+            )
+        if len(target.parameters) != 1:
+            raise ValueError(
+                "NaturalGradient moves one q alone, but this pair has other parameters to learn too (of the model, or of "
+                "shared latents): use FixedDraws or torch's Adam."
+            )
+
+    def solve(self, target: Target, *, steps: int) -> list[float]:
+        self.check(target)
+        guide: Any = unscoped(target.guide)
+        at = _State.of(guide.q(target.args[0]))
+        blocks = block_mask(guide.family, at.loc)
+        most = max(1, self.most // (2 * at.loc.shape[-1]))
+        rules, weight, rate, stride = 1, 0, 1.0, 1.0
+        points = _Points(target, at.loc, rules)
+        losses: list[float] = []
+        moved, lengths = inf, [inf]
+        kept: tuple[_State, _Slopes] | None = None
+        before: _State | None = None
+        for _ in range(steps):
+            slopes = points.slopes(at, blocks)
+            worst = inf if kept is None or moved < WORSE or rate < LEAST_RATE else kept[1].nelbo + WORSE
+            if kept is not None and not slopes.within(worst) and rate > LEAST_RATE:
+                at, slopes = kept
+                rate, stride, weight = rate / 4, 1.0, max(weight, rules)
+            else:
+                rate = min(1.0, 2 * rate)
+                weight += rules
+            if not slopes.within(inf):
+                return [*losses, nan]
+            losses.append(slopes.nelbo)
+            kept, step = (at, slopes), rate * stride * rules / weight
+            at = _moved(at, slopes, step)
+            with torch.no_grad():
+                target.parameters[0].copy_(guide.family.inverse(at.loc, scale_tril(at.precision * blocks)))
+            direction = _State((at.loc - kept[0].loc) / step, (at.precision - kept[0].precision) / step)
+            length = _inner(at, blocks, direction, direction)
+            cosine = 0.0
+            if before is not None:
+                cosine = _inner(at, blocks, direction, before) / (length * _inner(at, blocks, before, before) + TINY) ** 0.5
+            before, moved = direction, length * step**2
+            lengths.append(length)
+            noise = step * max(lengths[-3:]) / 2
+            if length < FIXED * self.tolerance or (noise < self.tolerance and cosine < 0):
+                break
+            if cosine > DRIFT or len(losses) == 1 or losses[-2] - losses[-1] > WORSE:
+                weight, stride = 0, min(2.0, 1.5 * stride) if cosine > STEADY and rate == 1 else 1.0
+            elif cosine < 0:
+                stride = 1.0
+                if weight >= 4 * rules and rules < most:
+                    rules = min(2 * rules, most)
+                    points = _Points(target, at.loc, rules)
+        return losses
+
+
+class _State(NamedTuple):
+    """The mean of q, shape (*batch, dim), and M, shape (*batch, dim, dim), whose blocks are the precision of q."""
+
+    loc: Tensor
+    precision: Tensor
+
+    @classmethod
+    def of(cls, q: Any) -> _State:
+        loc, covariance = moments(q)
+        return cls(loc.detach().double(), torch.linalg.inv(covariance.detach().double()))
+
+
+class _Slopes(NamedTuple):
+    """−ELBO, g and H at a state, the expectations by points."""
+
+    nelbo: float
+    gradient: Tensor
+    curvature: Tensor
+
+    def within(self, most: float) -> bool:
+        """Whether all is finite, and −ELBO at most this."""
+        finite = self.gradient.isfinite().all() and self.curvature.isfinite().all()
+        return isfinite(self.nelbo) and self.nelbo <= most and bool(finite)
+
+
+class _Points:
+    """Expectations over q by the mean of `rules` rules, each of 2 dim points around the mean of q, which they share."""
+
+    def __init__(self, target: Target, loc: Tensor, rules: int) -> None:
+        self.rules = rules
+        self.scores = Scores(target, 2 * loc.shape[-1] * rules + 1)
+
+    def slopes(self, at: _State, blocks: Tensor) -> _Slopes:
+        root = scale_tril(at.precision * blocks)
+        noise, weight = self._draw(at.loc)
+        log_p, score = self.scores(at.loc + (root @ noise.unsqueeze(-1)).squeeze(-1))
+        weighted = weight.unsqueeze(-1) * score
+        slope = -torch.einsum("k...i,k...j->...ij", noise, weighted)
+        curvature = torch.linalg.solve_triangular(root.mT, slope, upper=True)
+        entropy = root.diagonal(dim1=-2, dim2=-1).log().sum() + 0.5 * at.loc.numel() * (1 + log(2 * pi))
+        return _Slopes(float(-(weight * log_p).sum() - entropy), weighted.sum(0), (curvature + curvature.mT) / 2)
+
+    def _draw(self, loc: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and weights for N(0, I): shapes (K, *batch, dim) and (K, *batch)."""
+        dim, batch = loc.shape[-1], loc.shape[:-1]
+        rotation = torch.linalg.qr(torch.randn(self.rules, *batch, dim, dim, dtype=loc.dtype)).Q
+        square = torch.randn(self.rules, *batch, dim + 2, dtype=loc.dtype).square().sum(-1)
+        arms = (square.sqrt()[..., None, None] * rotation).movedim(-1, 0).flatten(0, 1)
+        weight = (0.5 / (self.rules * square)).repeat(2 * dim, *(1,) * len(batch))
+        centre = (1 - dim / square).mean(0, keepdim=True)
+        return torch.cat([torch.zeros_like(arms[:1]), arms, -arms]), torch.cat([centre, weight])
+
+
+def _moved(at: _State, slopes: _Slopes, rate: float) -> _State:
+    """The step; an eigenvalue of M'M⁻¹ that is negative counts as positive, for a step uphill is none."""
+    root = torch.linalg.cholesky(at.precision)
+    half = torch.linalg.solve_triangular(root, slopes.curvature, upper=False)
+    relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    values, vectors = torch.linalg.eigh(relative)
+    values = 1 - rate + rate * values if rate <= 1 else values.abs() ** rate
+    values, turned = values.abs().clamp(min=SHRINK), root @ vectors
+    precision = (turned * values.unsqueeze(-2)) @ turned.mT
+    inverse = torch.linalg.solve_triangular(root.mT, vectors, upper=True)
+    newton = (inverse / values.unsqueeze(-2)) @ (inverse.mT @ slopes.gradient.unsqueeze(-1))
+    return _State(at.loc + rate * newton.squeeze(-1), (precision + precision.mT) / 2)
+
+
+def _inner(at: _State, blocks: Tensor, one: _State, other: _State) -> float:
+    """The inner product of two directions in the Fisher information of q, the mean's with the whole M."""
+    mean = (one.loc.unsqueeze(-2) @ at.precision @ other.loc.unsqueeze(-1)).sum()
+    precision = at.precision * blocks
+    parts = [torch.linalg.solve(precision, part.precision * blocks) for part in (one, other)]
+    return float(mean + 0.5 * (parts[0] * parts[1].mT).sum())

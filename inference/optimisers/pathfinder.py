@@ -1,0 +1,178 @@
+"""Pathfinder: the best of the Gaussians along a quasi-Newton path to the mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite, log, nan, pi
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import OptimizeResult, minimize
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from guides import FullRank, Global, Guide, MeanField
+
+from ..checks import check_count
+from ..isolation import unscoped
+from .base import Solver, Target
+from .precisions import block_mask, scale_tril
+from .scores import Scores
+
+__all__ = ["Pathfinder"]
+
+REACH = 2.0
+"""Paths but the first start uniformly within this of 0 in each unconstrained coordinate."""
+
+
+@dataclass(frozen=True)
+class Pathfinder(Solver):
+    r"""Follows L-BFGS from several points towards a mode of log p(x, h), and keeps the iterate whose Gaussian is the best.
+
+    At an iterate z with gradient g, L-BFGS's own estimate Σ of the inverse Hessian of −log p, a diagonal plus low rank, gives
+    N(z + Σ g, Σ). It is good where the path crosses the bulk of the posterior, often before the mode. A family that cannot
+    hold Σ gets the blocks of Σ⁻¹ that it has, which is the closest of its Gaussians in KL(q ‖ ·).
+
+    It needs some tens of gradients a path, and is no optimum of the ELBO: fit again from there, with any optimiser, or take
+    the guide as it is. Its first path starts at the mean of q, the others at random.
+
+    For ``Global`` with MeanField, FullRank or Blocks, of a model with nothing to learn.
+
+    Args:
+        paths: how many; their iterations count together as the steps of the fit.
+        draws: for the ELBO of each iterate.
+        memory: the latest moves and changes of gradient that Σ is made of.
+
+    Reference: Zhang, Carpenter, Gelman & Vehtari, "Pathfinder: parallel quasi-Newton variational inference" (2022),
+    algorithms 1–4; Byrd, Nocedal & Schnabel, "Representations of quasi-Newton matrices" (1994), for Σ.
+    """
+
+    exact: ClassVar[bool] = False
+
+    paths: int = 4
+    draws: int = 25
+    memory: int = 6
+
+    def __post_init__(self) -> None:
+        check_count(paths=self.paths, memory=self.memory)
+        check_count(draws=self.draws, least=2)
+
+    def check(self, target: Target) -> None:
+        guide = unscoped(target.guide)
+        known = isinstance(guide, Global) and isinstance(guide.family, (MeanField, FullRank))
+        family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
+        if not known:
+            raise ValueError(
+                "Pathfinder sets one Gaussian over all latents, so it needs Global with MeanField, FullRank or Blocks, but "
+                f"the guide is {type(guide).__name__}{family}: use FixedDraws for another Gaussian, or torch's Adam."
+            )
+        if len(target.parameters) != 1:
+            raise ValueError(
+                "Pathfinder finds q alone, but this model has parameters to learn too: use FixedDraws or torch's Adam."
+            )
+
+    def solve(self, target: Target, *, steps: int) -> list[float]:
+        self.check(target)
+        guide: Any = unscoped(target.guide)
+        mean = guide.q(target.args[0]).mean.detach().double()
+        mask = block_mask(guide.family, mean)
+        starts = [mean, *REACH * (2 * torch.rand(self.paths - 1, len(mean), dtype=mean.dtype) - 1)]
+        one, many = Scores(target, 1), Scores(target, self.draws)
+        losses: list[float] = []
+        best: tuple[float, Tensor] | None = None
+        for start in starts:
+            for gaussian in _path(one, start, steps=steps - len(losses), memory=self.memory):
+                nelbo, lam = self._judged(guide.family, mask, gaussian, many)
+                losses.append(nelbo)
+                if isfinite(nelbo) and (best is None or nelbo < best[0]):
+                    best = nelbo, lam
+            if len(losses) >= steps:
+                break
+        if best is None:
+            return [*losses[:-1], nan]
+        with torch.no_grad():
+            target.parameters[0].copy_(best[1])
+        return losses if isfinite(losses[-1]) else [*losses[:-1], best[0]]
+
+    @staticmethod
+    def _judged(family: Any, mask: Tensor, gaussian: _Gaussian, scores: Scores) -> tuple[float, Tensor]:
+        """−ELBO from draws, and the λ; inf if this is no Gaussian."""
+        try:
+            root = scale_tril(torch.linalg.inv(gaussian.covariance) * mask)
+        except LinAlgError:
+            return float("inf"), gaussian.loc
+        noise = torch.randn(len(scores), len(root), dtype=root.dtype)
+        log_p, _ = scores(gaussian.loc + noise @ root.mT)
+        log_q = -0.5 * noise.square().sum(-1) - root.diagonal().log().sum() - 0.5 * len(root) * log(2 * pi)
+        nelbo = float((log_q - log_p).mean())
+        return nelbo if isfinite(nelbo) else float("inf"), family.inverse(gaussian.loc, root)
+
+
+class _Gaussian(NamedTuple):
+    loc: Tensor
+    covariance: Tensor
+
+
+def _path(scores: Scores, start: Tensor, *, steps: int, memory: int) -> list[_Gaussian]:
+    """The Gaussian at each iterate of L-BFGS but the first. Empty if log p is not finite at the start."""
+    known: dict[bytes, tuple[float, Any]] = {}
+
+    def loss(point: Any) -> tuple[float, Any]:
+        log_p, score = scores(torch.from_numpy(np.array(point)).unsqueeze(0))
+        value, gradient = -float(log_p), -score[0].numpy()
+        known[point.tobytes()] = value, gradient
+        return value, gradient
+
+    points = [start.numpy()]
+    if not all(np.isfinite(part).all() for part in loss(points[0])):
+        return []
+
+    def visit(intermediate_result: OptimizeResult) -> None:
+        points.append(np.array(intermediate_result.x))
+
+    minimize(
+        loss,
+        points[0],
+        jac=True,
+        method="L-BFGS-B",
+        callback=visit,
+        options={"maxcor": memory, "maxiter": steps, "ftol": 1e-12},
+    )
+    gradients = [(known.get(point.tobytes()) or loss(point))[1] for point in points]
+    return _gaussians(torch.from_numpy(np.stack(points)), torch.from_numpy(np.stack(gradients)), memory)
+
+
+def _gaussians(points: Tensor, gradients: Tensor, memory: int) -> list[_Gaussian]:
+    """N(z − Σ ∇(−log p), Σ) at each point but the first, with Σ from the moves up to there."""
+    diagonal = torch.ones_like(points[0])
+    moves: list[tuple[Tensor, Tensor]] = []
+    found = []
+    for place in range(1, len(points)):
+        move, change = points[place] - points[place - 1], gradients[place] - gradients[place - 1]
+        if move @ change > 1e-12 * change.square().sum():
+            diagonal = _diagonal(diagonal, move, change)
+            moves = [*moves, (move, change)][-memory:]
+        covariance = _inverse_hessian(diagonal, moves)
+        found.append(_Gaussian(points[place] - covariance @ gradients[place], covariance))
+    return found
+
+
+def _diagonal(old: Tensor, move: Tensor, change: Tensor) -> Tensor:
+    """The diagonal part of the inverse Hessian after one more move, by Gilbert and Lemaréchal's update."""
+    a, b, c = change @ (old * change), change @ move, move @ (move / old)
+    return 1 / (a / (b * old) + change.square() / b - a * move.square() / (b * c * old.square()))
+
+
+def _inverse_hessian(diagonal: Tensor, moves: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """L-BFGS's estimate in closed form, shape (dim, dim)."""
+    if not moves:
+        return diagonal.diag()
+    move, change = (torch.stack(part, -1) for part in zip(*moves, strict=True))
+    products = move.mT @ change
+    upper = products.triu()
+    inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True)
+    scaled = diagonal.unsqueeze(-1) * change
+    corner = inverse.mT @ (products.diagonal().diag() + change.mT @ scaled) @ inverse
+    cross = scaled @ inverse @ move.mT
+    return diagonal.diag() + move @ corner @ move.mT - cross - cross.mT

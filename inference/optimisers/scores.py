@@ -1,0 +1,64 @@
+"""Scores of log p(x, h) at chosen points of the guide's space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..objectives.traces import Pair, is_point_mass, latents, rerun, traces
+from ..objectives.weights import density, shared_frames
+from .base import Target
+
+__all__ = ["Scores"]
+
+
+class Scores:
+    """z ↦ log p(x, z) and ∇_z log p(x, z), in the space that the guide's one draw lives in, for many z in one call.
+
+    Args:
+        target: its guide draws one vector, or one for each datum.
+        draws: number K of points in a call; a pair that cannot be vectorised is run once for each.
+    """
+
+    def __init__(self, target: Target, draws: int) -> None:
+        self.draws = draws
+        self.call: Any = (target.model, target.guide, target.args, {})
+        with torch.no_grad():
+            pairs = traces(*self.call, particles=draws, hold=True)
+        self.sites = [next((n, s) for n, s in latents(p.guide).items() if not is_point_mass(s["fn"])) for p in pairs]
+        self.frames = shared_frames(pairs[0])
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities and scores in float64.
+
+        Args:
+            z: shape (K, *batch, dim): no batch for one vector, (N,) for N data.
+
+        Returns:
+            log p(x, z), in nats, shape (K, *batch); its gradient, shape (K, *batch, dim).
+        """
+        parts = z.chunk(len(self.sites))
+        found = [self._score(name, site, part) for (name, site), part in zip(self.sites, parts, strict=True)]
+        log_p, scores = (torch.cat(part) for part in zip(*found, strict=True))
+        return log_p.reshape(z.shape[:-1]), scores.reshape(z.shape)
+
+    def _score(self, name: str, site: dict[str, Any], z: Tensor) -> tuple[Tensor, Tensor]:
+        value = z.detach().to(site["value"]).reshape(site["value"].shape).requires_grad_()
+        pair = rerun({name: {**site, "value": value}}, *self.call)
+        log_p = density([pair.model], self.frames) - density([_maps(pair)], self.frames)
+        return log_p.detach().double(), torch.autograd.grad(log_p.sum(), value)[0].double()
+
+
+def _maps(pair: Pair) -> poutine.Trace:
+    """The guide's point masses, which pass z on to the model's own space: their log density is that of the map."""
+    trace = poutine.Trace()
+    for name, site in latents(pair.guide).items():
+        if is_point_mass(site["fn"]):
+            trace.add_node(name, **site)
+    return trace
