@@ -7,8 +7,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from guides.latents import Latents
@@ -61,10 +59,7 @@ class LogJoint:
 
     def at(self, u: Tensor) -> Tensor:
         """The log density at one u, shape (dim,): shape (). Differentiable; call it without validation inside vmap."""
-        values, density = self.latents.constrain(u)
-        with poutine.block():
-            trace = prune_subsample_sites(poutine.trace(poutine.condition(self.model, values)).get_trace(*self.args))
-        return trace.log_prob_sum() + density
+        return self.latents.log_joint(self.model, u, self.args)
 
     def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         # Checks of values branch on data, which vmap cannot.
