@@ -57,9 +57,14 @@ class LogJoint:
         """The u of draws of the latents: shape (K, dim)."""
         return self.latents.unconstrain(h)
 
-    def at(self, u: Tensor) -> Tensor:
-        """The log density at one u, shape (dim,): shape (). Differentiable; call it without validation inside vmap."""
-        return self.latents.log_joint(self.model, u, self.args)
+    def at(self, u: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
+        """The log density at one u, shape (dim,): shape (). Differentiable; call it without validation inside vmap.
+
+        Args:
+            u: the packed unconstrained latents.
+            args: other data of the same shape.
+        """
+        return self.latents.log_joint(self.model, u, self.args if args is None else args)
 
     def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         # Checks of values branch on data, which vmap cannot.
