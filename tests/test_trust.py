@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 from guides import Delta, FullRank, Global, Local, MeanField
 from inference import Decision, Fit, fit, trust
 from inference.cli import app
+from inference.diagnostics import by_name, moment_errors, scalars
 from inference.diagnostics.modes import missed_modes
-from models import Funnel, GaussianMean, LinearRegression, LocalGaussian, Ring
+from inference.objectives import TraceELBO
+from models import EightSchools, Funnel, GaussianMean, LinearRegression, LocalGaussian, Ring
 from models.posteriordb import KidScore
 
 pytestmark = pytest.mark.slow
@@ -62,6 +64,28 @@ def test_mean_field_on_the_centred_funnel_is_refused():
     model, x = demo(Funnel)
     verdict = trust(fit(model, Global(model, MeanField()), x, steps=500, lr=0.05), x)
     assert decisions(verdict) == [Decision.REFUSE] * 4
+
+
+def test_a_good_q_with_thin_tails_is_judged_with_a_share_of_the_prior():
+    """Eight schools, not centred: a Gaussian has not the tails of log tau, but its moments are right, which can be known."""
+    model, x = demo(EightSchools)
+    done = fit(model, Global(model, FullRank()), x, steps=1000, lr=0.03, objective=TraceELBO(8))
+    verdicts = [trust(done, x, draws=2000, seed=seed) for seed in range(6)]
+    assert all(v["means"] is Decision.USE and v["sds"] is Decision.USE for v in verdicts)
+    defended = [v for v in verdicts if v.defended is not None]
+    assert defended
+    assert all(v.defended.worst < 0.6 and v["tails"] is Decision.REFUSE for v in defended)
+    truth = model.moments(x)
+    q = verdicts[0].weighted
+    errors = moment_errors(*q.moments(), *(by_name(q.scalars.names, _flat(m)) for m in truth))
+    assert max(errors.mean.max(), errors.sd.max()) < 0.3
+    narrow = gaussian(model, x, torch.zeros(10).double(), 0.3 * torch.ones(10).double())
+    assert decisions(trust(narrow, x)) == [Decision.REFUSE] * 4
+
+
+def _flat(moments):
+    names = scalars({name: value.unsqueeze(0) for name, value in moments.items()})
+    return dict(zip(names.names, names.draws[0].tolist(), strict=True))
 
 
 def test_mean_field_on_a_strongly_correlated_regression_is_refused_for_sds():
