@@ -36,7 +36,7 @@ from models.posteriordb.problem import ports
 
 SEED = 0
 STEPS = 300
-LONGEST = 2400
+LONGEST = 9600
 LR = 0.05
 PARTICLES = 8
 JOBS = 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -46,7 +47,7 @@ class LogJoint:
 
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
-        with isolated(0), pyro.validation_enabled(False):
+        with self.evaluated():
             return torch.func.jacrev(torch.func.grad(self.at))(u.detach())
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ class LogJoint:
         return self.latents.unconstrain(h)
 
     def at(self, u: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
-        """The log density at one u, shape (dim,): shape (). Differentiable; call it without validation inside vmap.
+        """The log density at one u, shape (dim,): shape (). Differentiable; transform it by torch.func within `evaluated`.
 
         Args:
             u: the packed unconstrained latents.
@@ -66,7 +67,15 @@ class LogJoint:
         """
         return self.latents.log_joint(self.model, u, self.args if args is None else args)
 
-    def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-        # Checks of values branch on data, which vmap cannot.
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it `at` may be transformed by torch.func: nothing global is changed, and by then all parameters exist."""
+        # Checks of values branch on data, which vmap cannot; nor can it make a parameter.
         with isolated(0), pyro.validation_enabled(False):
+            with torch.no_grad():
+                self.at(torch.zeros(self.dim, dtype=self.latents.dtype))
+            yield
+
+    def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        with self.evaluated():
             return torch.cat([function(part) for part in u.split(self.chunk)])

@@ -13,7 +13,7 @@ from inference.cli import app
 from inference.diagnostics import by_name, moment_errors, scalars
 from inference.diagnostics.modes import missed_modes
 from inference.objectives import TraceELBO
-from models import EightSchools, Funnel, GaussianMean, LinearRegression, LocalGaussian, Ring
+from models import EightSchools, Funnel, GaussianMean, LinearRegression, LinearVAE, LocalGaussian, Ring
 from models.posteriordb import KidScore
 
 pytestmark = pytest.mark.slow
@@ -129,6 +129,12 @@ def test_local_guides_are_judged_per_datum():
     verdict = trust(done, x)
     assert verdict.weighted.khat > 0.5 > verdict.khat
     assert verdict["means"] is Decision.USE
+
+
+def test_a_model_that_was_learned_with_its_guide_can_be_judged():
+    model, x = demo(LinearVAE)
+    guide = Local(model, FullRank())
+    assert trust(fit(model, guide, x, steps=300, lr=0.05), x)["sds"] is Decision.USE
 
 
 def test_improper_priors_have_no_evidence():
