@@ -42,13 +42,13 @@ class LogJoint:
         return self._over(self._density, u)
 
     def score(self, u: Tensor) -> Tensor:
-        """Its gradient at each u, shape (K, dim): shape (K, dim)."""
-        return self._over(self._score, u.detach())
+        """Its gradient at each u, shape (K, dim): shape (K, dim). A number, also where the model has parameters."""
+        return self._over(self._score, u.detach()).detach()
 
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
         with self.evaluated():
-            return torch.func.jacrev(torch.func.grad(self.at))(u.detach())
+            return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u: for each site shape (K, *shape)."""
