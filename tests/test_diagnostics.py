@@ -1,6 +1,7 @@
 """Diagnostics: each against a truth, and each on something wrong that it must see."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pyro
@@ -407,12 +408,33 @@ class TestPredictive:
             in_sample = model.expected_log_likelihood(model.posterior(x), x)
             assert abs(elpd.mean() - in_sample) > 5 * elpd.std() / 10**0.5
 
+    def test_arvizs_own_loo_is_ours(self, monkeypatch):
+        """Both routes on the same draws, where ArviZ has one; the smoothing of ties apart, they are one formula."""
+        pytest.importorskip("arviz_stats")
+        module = import_module("inference.diagnostics.psis")
+        model, x = demo(LinearRegression)
+        posterior = model.posterior(x)
+        h = dist.MultivariateNormal(posterior.mean, scale_tril=1.2 * posterior.scale_tril)
+        draws = h.sample((4000,))
+        pointwise = dist.Normal(draws @ model.covariates.mT, model.noise_scale).log_prob(x)
+        ratio = posterior.log_prob(draws), h.log_prob(draws)
+        found = module.leave_one_out(*ratio, pointwise)
+        monkeypatch.setattr(module, "_major", lambda: 0)
+        monkeypatch.setattr(module, "_arviz", _by_arviz_one)
+        ours = module.leave_one_out(*ratio, pointwise)
+        for a, b in zip(found, ours, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
     def test_loo_says_what_it_cannot_do(self):
         from models.posteriordb import AutoRegression
 
         model, x = AutoRegression.demo()
         with pytest.raises(ValueError, match="independent given h"):
             loo(model, Global(model, MeanField()), x)
+
+
+def _by_arviz_one(log_weights):
+    return import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
 
 
 class TestMoments:
