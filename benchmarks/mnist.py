@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from guides import MLP, Amortized, Flow, MeanField
 from inference import Ascent, Gaps, elbo, fit, gaps, iwae
-from inference.objectives import IWAE, AnalyticKL
 from models import VAE, decoders
 from models.images import binarise, mnist
 

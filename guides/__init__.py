@@ -2,7 +2,7 @@
 
 from .encoders import MLP, Conv, Linear, PerStep
 from .families import Bernoulli, Blocks, Delta, Family, Flow, FullRank, LowRank, MeanField
-from .sources import Amortized, Global, Guide, Local, Posterior, Prior, SemiAmortized, Structured, rows
+from .sources import Amortized, Defensive, Global, Guide, Local, Posterior, Prior, SemiAmortized, Structured, rows
 
 __all__ = [
     "MLP",
@@ -10,6 +10,7 @@ __all__ = [
     "Bernoulli",
     "Blocks",
     "Conv",
+    "Defensive",
     "Delta",
     "Family",
     "Flow",

@@ -106,15 +106,8 @@ class Latents:
 
     def constrain(self, packed: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The sites' values at `packed`, shape (dim,), and log |det ∂ values / ∂ packed|. Without Pyro's effects."""
-        values, density, start = {}, packed.new_zeros(()), 0
-        for site in self.sites:
-            width = self._width(site)
-            unconstrained = packed[start : start + width].reshape((*site.batch_shape, *site.unconstrained_shape))
-            transform = biject_to(site.support)
-            values[site.name] = transform(unconstrained)
-            density = density + transform.log_abs_det_jacobian(unconstrained, values[site.name]).sum()
-            start += width
-        return values, density
+        values, densities = self._transformed(packed)
+        return values, torch.stack([density.sum() for density in densities.values()]).sum()
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """The packed vectors of draws of the sites, each of shape (K, *shape): shape (K, dim).
@@ -138,36 +131,36 @@ class Latents:
 
         Args:
             model: the model that these latents were learned from.
-            packed: K draws, shape (K, N, dim), or (K, dim) without a data plate.
+            packed: K draws, shape (K, N, dim), or (K, dim) without a data plate; or one, without the first dimension, at which
+                the model is called with its latents' own shapes: so vmap evaluates models that cannot be vectorised by Pyro.
             args: arguments for one call of the model, with N data.
 
         Returns:
-            Two tensors of shape (K, N), or (K,) without a data plate.
+            Two tensors of the shape of `packed` without its last dimension.
         """
-        local = self.plate is not None
-        lead = (packed.shape[0], *(1,) * (self.depth - local), *packed.shape[1:-1])
-        point = dist.Delta(packed.reshape(*lead, self.dim), event_dim=1)
-
-        def guide() -> None:
-            self.sample(point, pyro.plate(self.plate, packed.shape[-2], dim=-1) if self.plate is not None else None)
-
+        local = int(self.plate is not None)
+        rows = packed.shape[packed.dim() - 1 - local : -1]
+        many = packed.dim() - 1 - local
+        lead = (*packed.shape[:many], *(1,) * (many * (self.depth - local)), *rows)
+        values, densities = self._transformed(packed.reshape(*lead, self.dim))
         with poutine.block():
-            guide_trace = poutine.trace(guide).get_trace()
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+            trace = prune_subsample_sites(poutine.trace(poutine.condition(model, data=values)).get_trace(*args))
+        trace.compute_log_prob()
         prior = likelihood = packed.new_zeros(packed.shape[:-1])
-        for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
-            trace.compute_log_prob()
-            for site in trace.nodes.values():
-                if site["type"] == "sample":
-                    value = site["log_prob"]
-                    value = value.reshape((1,) * (self.depth + 1 - value.dim()) + tuple(value.shape))
-                    kept = (0, self.depth) if local else (0,)
-                    if others := [d for d in range(self.depth + 1) if d not in kept]:
-                        value = value.sum(others)
-                    if site["is_observed"]:
-                        likelihood = likelihood + value
-                    else:
-                        prior = prior + sign * value
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            value = site["log_prob"]
+            if name in densities:
+                value = value + site["scale"] * densities[name]
+            value = value.reshape((1,) * (self.depth + many - value.dim()) + tuple(value.shape))
+            kept = (*range(many), *(value.dim() - 1,) * local)
+            if others := [d for d in range(value.dim()) if d not in kept]:
+                value = value.sum(others)
+            if site["is_observed"] and name not in values:
+                likelihood = likelihood + value
+            else:
+                prior = prior + value
         return prior, likelihood
 
     def log_joint(self, model: Callable[..., Any], packed: Tensor, args: tuple[Any, ...]) -> Tensor:
@@ -191,13 +184,29 @@ class Latents:
         return torch.cat(parts, -1)
 
     def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
-        values = {}
+        values, densities = self._transformed(packed)
         plates = {
             frame: pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim)
             for site in self.sites
             for frame in site.frames
             if frame.name != self.plate
         }
+        for site in self.sites:
+            with ExitStack() as stack:
+                for frame in site.frames:
+                    if frame in plates:
+                        stack.enter_context(plates[frame])
+                value, density = values[site.name], -densities[site.name]
+                pyro.sample(site.name, dist.Delta(value, log_density=density, event_dim=len(site.event_shape)))
+        return values
+
+    def _transformed(self, packed: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The sites' values at `packed`, shape (*lead, dim), and for each the log |det| of its part, of its batch shape.
+
+        Without a data plate, the last dimensions of lead, as many as the sites' plates reach over, have size 1: these are put
+        in their place.
+        """
+        values, densities = {}, {}
         lead: tuple[int, ...] = tuple(packed.shape[:-1])
         if self.plate is None:
             lead = lead[: max(0, len(lead) - self.nesting)]
@@ -208,18 +217,16 @@ class Latents:
             if self.plate is None and lead:
                 batch = (1,) * (self.nesting - len(batch)) + batch
             unconstrained = packed[..., start : start + width].reshape((*lead, *batch, *site.unconstrained_shape))
+            start += width
+            if self.discrete:
+                values[site.name], densities[site.name] = unconstrained, unconstrained.new_zeros((*lead, *batch))
+                continue
             transform = biject_to(site.support)
             value = transform(unconstrained)
-            density = transform.inv.log_abs_det_jacobian(value, unconstrained)
-            density = sum_rightmost(density, density.dim() - (value.dim() - len(site.event_shape)))
-            with ExitStack() as stack:
-                for frame in site.frames:
-                    if frame in plates:
-                        stack.enter_context(plates[frame])
-                delta = dist.Delta(value, log_density=density, event_dim=len(site.event_shape))
-                values[site.name] = pyro.sample(site.name, delta)
-            start += width
-        return values
+            density = transform.log_abs_det_jacobian(unconstrained, value)
+            values[site.name] = value
+            densities[site.name] = sum_rightmost(density, density.dim() - (value.dim() - len(site.event_shape)))
+        return values, densities
 
     def _width(self, site: Latent) -> int:
         shape = site.unconstrained_shape if self.plate is not None else (*site.batch_shape, *site.unconstrained_shape)

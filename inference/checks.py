@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
-from guides import Guide, Posterior, Prior
+from guides import Defensive, Guide, Posterior, Prior
 
 from .isolation import unscoped
 
@@ -99,7 +99,7 @@ def check_pair(
         Names of the parameters of the model, and of the guide.
     """
     own = unscoped(guide)
-    if isinstance(own, (Guide, Posterior, Prior)) and unscoped(own.model) is not unscoped(model):
+    if isinstance(own, (Defensive, Guide, Posterior, Prior)) and unscoped(own.model) is not unscoped(model):
         raise ValueError(
             f"this {type(own).__name__} guide was built for another model ({_name(unscoped(own.model))}); build one for this "
             f"{_name(unscoped(model))}."

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from guides import Guide, Posterior, Prior
+from guides import Defensive, Guide, Posterior, Prior
 from models import Model
 
 from .isolation import unscoped
@@ -67,7 +67,9 @@ def draws(
         one = _trace(model, guide, args)
         point_masses = _point_masses(one, _trace(model, guide, args))
         nesting = max((-f.dim for s in one for f in s["cond_indep_stack"] if f.dim is not None), default=0)
-        if not (isinstance(unscoped(model), Model) and isinstance(unscoped(guide), (Guide, Prior, Posterior, AutoGuide))):
+        if not (
+            isinstance(unscoped(model), Model) and isinstance(unscoped(guide), (Defensive, Guide, Prior, Posterior, AutoGuide))
+        ):
             for _ in range(particles):
                 sites = _trace(model, guide, args)
                 yield _collect(sites, 1, nesting, plate, vectorised=False, point_masses=point_masses)

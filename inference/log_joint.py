@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from guides.latents import Latents
@@ -43,13 +42,13 @@ class LogJoint:
         return self._over(self._density, u)
 
     def score(self, u: Tensor) -> Tensor:
-        """Its gradient at each u, shape (K, dim): shape (K, dim)."""
-        return self._over(self._score, u.detach())
+        """Its gradient at each u, shape (K, dim): shape (K, dim). A number, also where the model has parameters."""
+        return self._over(self._score, u.detach()).detach()
 
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
-        with isolated(0), pyro.validation_enabled(False):
-            return torch.func.jacrev(torch.func.grad(self.at))(u.detach())
+        with self.evaluated():
+            return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u: for each site shape (K, *shape)."""
@@ -59,14 +58,24 @@ class LogJoint:
         """The u of draws of the latents: shape (K, dim)."""
         return self.latents.unconstrain(h)
 
-    def at(self, u: Tensor) -> Tensor:
-        """The log density at one u, shape (dim,): shape (). Differentiable; call it without validation inside vmap."""
-        values, density = self.latents.constrain(u)
-        with poutine.block():
-            trace = prune_subsample_sites(poutine.trace(poutine.condition(self.model, values)).get_trace(*self.args))
-        return trace.log_prob_sum() + density
+    def at(self, u: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
+        """The log density at one u, shape (dim,): shape (). Differentiable; transform it by torch.func within `evaluated`.
+
+        Args:
+            u: the packed unconstrained latents.
+            args: other data of the same shape.
+        """
+        return self.latents.log_joint(self.model, u, self.args if args is None else args)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it `at` may be transformed by torch.func: nothing global is changed, and by then all parameters exist."""
+        # Checks of values branch on data, which vmap cannot; nor can it make a parameter.
+        with isolated(0), pyro.validation_enabled(False):
+            with torch.no_grad():
+                self.at(torch.zeros(self.dim, dtype=self.latents.dtype))
+            yield
 
     def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-        # Checks of values branch on data, which vmap cannot.
-        with isolated(0), pyro.validation_enabled(False):
+        with self.evaluated():
             return torch.cat([function(part) for part in u.split(self.chunk)])

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
-from pyro.infer import MCMC, NUTS
 from torch import Tensor, nn
 
 from .checks import arguments, check_count, check_data
 from .diagnostics.scalars import quantities, scalars
 from .isolation import isolated
 from .log_joint import LogJoint
+from .nuts import Length, Sampler, best_sampler, numpyro_nuts
 
 __all__ = ["LongRun", "NotConvergedError", "reference"]
 
@@ -69,10 +67,11 @@ def reference(
     warmup: int = 1000,
     target_accept: float = 0.9,
     seed: int = 0,
+    sampler: Sampler | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
 ) -> LongRun:
-    """Runs NUTS through Pyro in unconstrained space, from scattered starts, and refuses what has not converged.
+    """Runs NUTS in unconstrained space, from scattered starts, and refuses what has not converged.
 
     Args:
         model, x: the posterior. A funnel should be given in its non-centred parametrisation: R̂ does not see what no chain
@@ -81,6 +80,7 @@ def reference(
         draws, warmup: of each chain.
         target_accept: NUTS's target for the step size.
         seed: fixes starts and chains.
+        sampler: one of `inference.nuts`, by default NumPyro's NUTS where it is installed (the extra ``bench``), else Pyro's.
         cache: a folder. A run of the same model (its code, parameters and data), settings and versions is read from there, and
             a new one is written there; a damaged file is made anew.
         progress: whether to show progress bars.
@@ -96,45 +96,31 @@ def reference(
     check_count(draws=draws, warmup=warmup)
     check_count(least=2, chains=chains)
     check_data(model, args)
-    settings = {
+    settings: dict[str, Any] = {
         "chains": chains,
         "draws": draws,
         "warmup": warmup,
         "target_accept": target_accept,
         "seed": seed,
     }
+    sampler = best_sampler() if sampler is None else sampler
+    packages = ("torch", "pyro-ppl", "arviz", *(("numpyro", "jax") if sampler is numpyro_nuts else ()))
     about = {
-        "command": f"inference.reference({_name(model)}, x, {', '.join(f'{k}={v}' for k, v in settings.items())})",
-        "versions": {package: version(package) for package in ("torch", "pyro-ppl", "arviz")},
+        "command": f"inference.reference({_name(model)}, x, {', '.join(f'{k}={v}' for k, v in settings.items())}, "
+        f"sampler={getattr(sampler, '__name__', repr(sampler))})",
+        "versions": {package: version(package) for package in packages},
     }
     file = None if cache is None else Path(cache) / f"{_name(model)}-{_key(model, args, about)}.npz"
     if file is not None and (known := _read(file)) is not None:
         return known
     joint = LogJoint(model, x)
     with isolated(seed):
-        length: dict[str, Any] = {"draws": draws, "warmup": warmup, "target_accept": target_accept, "progress": progress}
-        runs = [_chain(joint, seed=seed + chain, **length) for chain in range(chains)]
-    table = [scalars(quantities(model, joint.constrain(u))) for u, _ in runs]
-    result = _checked(table[0].names, torch.stack([t.draws for t in table]), sum(d for _, d in runs), about)
+        runs = sampler(joint, Length(**settings, progress=progress))
+    table = [scalars(quantities(model, joint.constrain(u))) for u in runs.u]
+    result = _checked(table[0].names, torch.stack([t.draws for t in table]), runs.divergences, about)
     if file is not None:
         _write(file, result)
     return result
-
-
-def _chain(joint: LogJoint, *, seed: int, draws: int, warmup: int, target_accept: float, progress: bool) -> tuple[Tensor, int]:
-    """One chain's draws u, shape (draws, dim), and how many of its trajectories diverged."""
-    pyro.set_rng_seed(seed)
-    start = torch.empty(joint.dim, dtype=joint.latents.dtype).uniform_(-1.0, 1.0)
-
-    def potential(parameters: dict[str, Tensor]) -> Tensor:
-        return -joint.at(parameters["u"])
-
-    kernel = NUTS(potential_fn=potential, target_accept_prob=target_accept, full_mass=joint.dim <= 50)
-    mcmc = MCMC(kernel, draws, warmup, initial_params={"u": start}, disable_progbar=not progress)
-    with warnings.catch_warnings(), pyro.validation_enabled(False):
-        warnings.simplefilter("ignore")
-        mcmc.run()
-    return mcmc.get_samples()["u"], sum(len(at) for at in mcmc.diagnostics()["divergences"].values())
 
 
 def _checked(names: tuple[str, ...], draws: Tensor, divergences: int, about: dict[str, Any]) -> LongRun:

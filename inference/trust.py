@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from guides import Amortized, FullRank, Guide, MeanField
+from guides import Amortized, Defensive, FullRank, Global, Guide, MeanField
+from models import Model
 
 from .diagnostics.importance import Importance, importance
 from .diagnostics.modes import Mode, missed_modes
@@ -60,6 +61,8 @@ class Verdict:
     ess: float
     weighted: Importance = field(repr=False)
     missed: tuple[Mode, ...] = field(repr=False)
+    defended: Importance | None = field(default=None, repr=False)
+    """Draws from `guides.Defensive`, where q's own weights were not enough to judge q by."""
 
     def __getitem__(self, quantity: str) -> Decision:
         """The decision on ``"means"``, ``"sds"``, ``"tails"`` or ``"evidence"``."""
@@ -77,10 +80,13 @@ class Verdict:
 def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: int = 0) -> Verdict:
     """Says of a fit whether its means, sds, tails and ELBO may be used.
 
-    First a few hundred draws are weighed by the posterior; if Pareto's k̂ is beyond 1 it stops there. Else `draws` draws are
-    weighed, and the smoothed weights estimate the errors of q's own moments: where k̂ is below 0.7 by a standard error, that
-    estimate is dependable, and corrects them if they need it. Last, as weights are blind where q does not draw, the posterior
-    is climbed from far-away points for modes that q misses. All verdicts are about q; none is about the model.
+    First a few hundred draws are weighed by the posterior; if Pareto's k̂ is beyond 1 by a standard error it stops there. Else
+    `draws` draws are weighed, four times as many if k̂ is within a standard error of 0.7, and the smoothed weights estimate
+    the errors of q's own moments: where k̂ is below 0.7 by a standard error, that estimate is dependable, and corrects them if
+    they need it. Where it is not, a q over all latents at once is weighed again with a share of a proper prior mixed in, which
+    bounds the weights: if that estimate is dependable, it says whether q may be used as it is; it corrects nothing, as the
+    correction would have to rest on q's own weights. Last, as weights are blind where q does not draw, the posterior is
+    climbed from far-away points for modes that q misses. All verdicts are about q; none is about the model.
 
     Args:
         fit: a finished fit.
@@ -92,45 +98,65 @@ def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: i
         TypeError, ValueError: for bad input; also for a guide that is a point mass.
 
     References: Yao, Vehtari, Simpson & Gelman, "Yes, but did it work?" (2018); Dhaka et al., "Challenges and opportunities in
-    high-dimensional variational inference" (2021).
+    high-dimensional variational inference" (2021); Owen & Zhou, "Safe and effective importance sampling" (2000).
     """
     if draws < 500:
         raise ValueError(f"draws must be at least 500, for k̂ to be known to a tenth, but is {draws}.")
     weighted = importance(fit.model, fit.guide, x, draws=500, seed=seed)
     step = _next_step(fit.guide, weighted)
-    if weighted.worst > HOPELESS:
+    if weighted.worst - _error(weighted) > HOPELESS:
         reason = f"k̂ = {weighted.worst:.2f} on the first 500 draws: the posterior has mass that q hardly ever draws"
-        return _verdict(weighted, (), _refused(reason), step)
+        return _verdict(weighted, _refused(reason), step)
     weighted = importance(fit.model, fit.guide, x, draws=draws, seed=seed)
+    if abs(weighted.worst - DEPENDABLE) < _error(weighted):
+        weighted = importance(fit.model, fit.guide, x, draws=4 * draws, seed=seed)
     step = _next_step(fit.guide, weighted)
     dependable = _upper(weighted) <= DEPENDABLE
-    missed = tuple(_search(fit.model, x, weighted, seed)) if dependable else ()
+    defended = None if dependable else _defended(fit, x, weighted, draws=draws, seed=seed)
+    checked = dependable or (defended is not None and _upper(defended) <= DEPENDABLE)
+    judge = weighted if dependable or defended is None else defended
+    missed = tuple(_search(fit.model, x, weighted, judge, seed)) if checked else ()
     if missed:
         mode = max(missed, key=lambda m: m.share)
         reason = f"q misses {len(missed)} mode(s) of the posterior, the largest with about {mode.share:.0%} of what both hold"
         step = "use a mixture family, start from several points and compare the ELBOs, or run NUTS from several points"
-        return _verdict(weighted, missed, _refused(reason), step)
-    q, corrected = weighted.moments(), weighted.corrected()
+        return _verdict(weighted, _refused(reason), step, missed=missed, defended=defended)
+    q, corrected = weighted.moments(), judge.corrected()
     errors = {
         "means": ((q.mean - corrected.mean) / corrected.sd).abs(),
         "sds": (q.sd / corrected.sd - 1).abs(),
     }
+    khat = f"k̂ = {weighted.worst:.2f}" + ("" if defended is None else f", {defended.worst:.2f} with a share of the prior")
     found: list[tuple[str, Decision, str]] = []
     for name, limit in (("means", MEAN), ("sds", SD)):
         error = errors[name].nan_to_num(torch.inf)
         worst = int(error.argmax())
         unit = "posterior sd" if name == "means" else "of the posterior sd"
         detail = f"largest estimated error {float(error[worst]):.2f} {unit}, at {weighted.scalars.names[worst]}"
-        found.append((name, _decision(dependable, float(error[worst]) <= limit), f"{detail}; k̂ = {weighted.worst:.2f}"))
+        found.append((name, _decision(dependable, checked and float(error[worst]) <= limit), f"{detail}; {khat}"))
     tails = _upper(weighted) <= FINITE and found[1][1] is Decision.USE
-    found.append(("tails", _decision(dependable, tails), f"k̂ = {weighted.worst:.2f}, and sds as above"))
-    found.append(("evidence", *_evidence(weighted, dependable)))
-    return _verdict(weighted, missed, found, step)
+    found.append(("tails", _decision(dependable, tails), f"{khat}, and sds as above"))
+    found.append(("evidence", *_evidence(weighted, judge, khat, dependable=dependable, checked=checked)))
+    return _verdict(weighted, found, step, defended=defended)
 
 
 def _upper(weighted: Importance) -> float:
-    """k̂ and one standard error of it, (1 + k) / √M from the M = 3 √K weights of the tail: it is given no benefit of doubt."""
-    return weighted.worst + (1 + max(weighted.worst, 0.0)) / (3 * len(weighted.log_weights) ** 0.5) ** 0.5
+    """k̂ and one standard error of it: it is given no benefit of doubt."""
+    return weighted.worst + _error(weighted)
+
+
+def _error(weighted: Importance) -> float:
+    """Standard error of k̂, (1 + k) / √M from the M = 3 √K weights of the tail."""
+    if weighted.worst == -torch.inf:
+        return 0.0
+    return (1 + max(weighted.worst, 0.0)) / (3 * len(weighted.log_weights) ** 0.5) ** 0.5
+
+
+def _defended(fit: Fit, x: Any, weighted: Importance, *, draws: int, seed: int) -> Importance | None:
+    own = unscoped(fit.guide)
+    if not (isinstance(own, Global) and weighted.proper and isinstance(unscoped(fit.model), Model)):
+        return None
+    return importance(fit.model, Defensive(own), x, draws=draws, seed=seed)
 
 
 def _refused(reason: str) -> list[tuple[str, Decision, str]]:
@@ -138,26 +164,27 @@ def _refused(reason: str) -> list[tuple[str, Decision, str]]:
 
 
 def _decision(dependable: bool, close: bool) -> Decision:
-    if not dependable:
-        return Decision.REFUSE
-    return Decision.USE if close else Decision.CORRECT
+    """`close`: an estimate that is dependable, of whatever proposal, says that q is near enough."""
+    if close:
+        return Decision.USE
+    return Decision.CORRECT if dependable else Decision.REFUSE
 
 
-def _evidence(weighted: Importance, dependable: bool) -> tuple[Decision, str]:
+def _evidence(weighted: Importance, judge: Importance, khat: str, *, dependable: bool, checked: bool) -> tuple[Decision, str]:
     if not weighted.proper:
         return Decision.REFUSE, "the prior is improper, so no evidence exists, whatever q is"
-    evidence, elbo = weighted.log_evidence, float(weighted.log_weights.mean())
+    evidence, elbo = judge.log_evidence, float(weighted.log_weights.mean())
     gap = evidence.value - elbo
-    text = f"ELBO {elbo:.3f}, importance sampling {evidence.value:.3f} ± {evidence.se:.3f}; k̂ = {weighted.worst:.2f}"
-    return _decision(dependable and isfinite(gap), gap <= 0.1), text
+    text = f"ELBO {elbo:.3f}, importance sampling {evidence.value:.3f} ± {evidence.se:.3f}; {khat}"
+    return _decision(dependable and isfinite(gap), checked and gap <= 0.1), text
 
 
-def _search(model: Callable[..., Any], x: Any, weighted: Importance, seed: int) -> list[Mode]:
+def _search(model: Callable[..., Any], x: Any, weighted: Importance, judge: Importance, seed: int) -> list[Mode]:
     dimension = sum(value[0].numel() for value in weighted.h.values())
     if dimension > LARGEST:
         return []
     # The height of the modes is compared with what q sees, which an improper prior leaves defined up to a constant alike.
-    level = weighted.log_weights.logsumexp(0) - torch.tensor(float(len(weighted.log_weights))).log()
+    level = judge.log_weights.logsumexp(0) - torch.tensor(float(len(judge.log_weights))).log()
     return missed_modes(model, x, weighted.h, float(level), seed=seed)
 
 
@@ -177,11 +204,18 @@ def _next_step(guide: Callable[..., Any], weighted: Importance) -> str:
     return f"take a richer family, reparameterise site {worst!r}, or run NUTS"
 
 
-def _verdict(weighted: Importance, missed: tuple[Mode, ...], found: list[tuple[str, Decision, str]], step: str) -> Verdict:
+def _verdict(
+    weighted: Importance,
+    found: list[tuple[str, Decision, str]],
+    step: str,
+    *,
+    missed: tuple[Mode, ...] = (),
+    defended: Importance | None = None,
+) -> Verdict:
     correct = "weigh the draws: Importance.corrected() and Importance.log_evidence"
     steps = {Decision.USE: "", Decision.CORRECT: correct, Decision.REFUSE: step}
     findings = tuple(
         Finding(name, decision, why, "" if "no evidence exists" in why else steps[decision]) for name, decision, why in found
     )
     ess = weighted.ess if weighted.worst <= HOPELESS else nan
-    return Verdict(findings, weighted.worst, ess, weighted, missed)
+    return Verdict(findings, weighted.worst, ess, weighted, missed, defended)

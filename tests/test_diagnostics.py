@@ -1,17 +1,21 @@
 """Diagnostics: each against a truth, and each on something wrong that it must see."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from problems import ALL_MODELS, demo
-from torch.distributions import Distribution, Independent, MultivariateNormal
+from torch.distributions import Independent, MultivariateNormal
 
-from guides import Delta, FullRank, Global, Local, MeanField, Posterior, Structured
-from inference import fit
+from guides import Amortized, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior, Structured
+from guides.latents import Latents
+from inference import Ascent, fit, fit_unseen
 from inference.diagnostics import (
+    DataSets,
     by_name,
     c2st,
     calibration,
@@ -25,6 +29,7 @@ from inference.diagnostics import (
     psis,
     scalars,
 )
+from inference.isolation import isolated
 from inference.log_joint import LogJoint
 from models import (
     EightSchools,
@@ -35,6 +40,7 @@ from models import (
     LocalGaussian,
     LocalModel,
     NormalGamma,
+    RegressionModel,
     Tractable,
 )
 from models.posteriordb import KidScore, problem
@@ -187,8 +193,6 @@ class TestCalibration:
 
     @pytest.mark.slow
     def test_an_encoder_is_calibrated_on_data_it_has_not_seen(self):
-        from guides import Amortized, Linear
-
         model, x = demo(LocalGaussian)
         guide = Amortized(model, MeanField(), Linear())
         guide.setup(x)
@@ -200,8 +204,148 @@ class TestCalibration:
         model, _ = demo(GaussianMean)
         with pytest.raises(ValueError, match="say how many rows"):
             calibration(model, model.posterior)
-        with pytest.raises(TypeError, match='calibration is for the single "h"'):
-            calibration(EightSchools(), lambda _: Distribution(), rows=8, simulations=1)
+        with pytest.raises(TypeError, match='a distribution is over the single "h"'):
+            calibration(EightSchools(), lambda _: dist.Normal(0.0, 1.0), rows=8, simulations=1)
+        with pytest.raises(ValueError, match=r"'h' must have shape \(99, 3\), but q gave \(5, 2\)"):
+            calibration(model, lambda _: {"h": torch.zeros(5, 2)}, rows=8, simulations=1)
+        with pytest.raises(TypeError, match="q gave int"):
+            calibration(model, lambda _: 1, rows=8, simulations=1)
+        with pytest.raises(ValueError, match="use simulate"):
+            DataSets(model, 8)(size=3)
+
+
+class Line(RegressionModel):
+    """a ~ Normal(0, 1), b ~ Normal(0, 2), x_i ~ Normal(a + b c_i, 0.5): two latents, neither named h, posterior Gaussian."""
+
+    def __init__(self, covariates):
+        super().__init__()
+        self.register_buffer("covariates", covariates)
+
+    demo = from_dataset = None
+    data_shape = ()
+
+    def prior(self):
+        zero = self.covariates.new_zeros(())
+        return {"a": pyro.sample("a", dist.Normal(zero, 1.0)), "b": pyro.sample("b", dist.Normal(zero, 2.0))}
+
+    def likelihood(self, h, x=None, index=None):
+        return pyro.sample("x", dist.Normal(h["a"] + h["b"] * self.covariates[:, 0], 0.5), obs=x)
+
+    def moments(self, x):
+        """Mean and covariance of (a, b)."""
+        design = torch.cat([torch.ones_like(self.covariates), self.covariates], 1)
+        covariance = torch.linalg.inv(design.mT @ design / 0.25 + torch.tensor([1.0, 0.25]).to(x).diag())
+        return covariance @ design.mT @ x / 0.25, covariance
+
+    def draws(self, x, scale=1.0, count=99):
+        mean, covariance = self.moments(x)
+        h = dist.MultivariateNormal(mean, scale**2 * covariance).sample((count,))
+        return {"a": h[:, 0], "b": h[:, 1]}
+
+
+class Pair(LocalModel):
+    """a_i ~ Normal(0, 1), b_i ~ Normal(0, 1), x_i = (a_i, a_i + b_i) + Normal(0, 0.5): two local latents."""
+
+    demo = from_dataset = None
+    data_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mix", torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64))
+
+    def prior(self):
+        one = dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)
+        return torch.cat([pyro.sample("a", one), pyro.sample("b", one)], -1)
+
+    def likelihood(self, h, x=None):
+        return pyro.sample("x", dist.Normal(h @ self.mix.mT, 0.5).to_event(1), obs=x)
+
+
+@pytest.fixture(scope="module")
+def line():
+    return Line(torch.linspace(-1, 1, 12).double().unsqueeze(1))
+
+
+class TestCalibrationOfManyLatents:
+    def test_exact_draws_of_two_latents_pass_and_narrow_ones_fail(self, line):
+        exact = calibration(line, line.draws, rows=12)
+        assert exact.names == ("a", "b")
+        assert exact.p_value > 0.001
+        narrow = calibration(line, lambda x: line.draws(x, 0.8), rows=12)
+        assert (narrow.p_values < 0.001).all()
+
+    def test_a_guide_fitted_to_each_data_set(self, line):
+        """Few simulations, as each takes a fit: what matters is that draws of a guide are ranked."""
+        found = calibration(
+            line, lambda x: fit(line, Global(line, FullRank()), x, steps=100, lr=0.1).guide, rows=12, simulations=20
+        )
+        assert found.ranks.shape == (20, 2)
+        assert found.p_value > 0.001
+        prior = calibration(line, lambda x: Prior(line), rows=12, simulations=20)
+        assert (prior.ranks - found.ranks).abs().float().mean() > 5
+
+    def test_data_sets_are_scored_as_their_model_scores_them(self):
+        """A hierarchical model with bounded latents: each row is that data set's log joint."""
+        model = EightSchools(centered=False).double()
+        sets = DataSets(model, 8)
+        u, x = sets.simulate(3, seed=0)
+        assert u.shape == (3, 10)
+        assert x.shape == (3, 8)
+        with isolated(0):
+            latents = Latents(sets, (x,), {}, plate="data")
+            found = latents.log_joint(sets, torch.stack([u, u + 0.1]), (x,))
+        for k, shift in enumerate((0.0, 0.1)):
+            for i in range(3):
+                torch.testing.assert_close(found[k, i], LogJoint(model, x[i])((u[i] + shift).unsqueeze(0))[0])
+        values = sets.quantities({"h": u.unsqueeze(0)})
+        assert values["theta"].shape == (1, 3, 8)
+        assert (values["tau"] > 0).all()
+
+    def test_one_batched_fit_to_a_thousand_data_sets(self, line):
+        sets = DataSets(line, 12)
+        start, ascent = Local(sets, FullRank()), Ascent(steps=400, lr=0.1)
+
+        def fitted(x, scale=1.0):
+            q = fit_unseen(start, x, ascent=ascent).q(x)
+            return dist.MultivariateNormal(q.loc.detach(), scale_tril=scale * q.scale_tril.detach())
+
+        x = sets.simulate(5, seed=3)[1]
+        q = fitted(x)
+        for i in range(5):
+            mean, covariance = line.moments(x[i])
+            torch.testing.assert_close(q.loc[i], mean, atol=0.01, rtol=0.0)
+            torch.testing.assert_close(q.covariance_matrix[i], covariance, atol=0.002, rtol=0.0)
+        result = calibration(sets, fitted)
+        assert result.names == ("a", "b")
+        assert result.p_value > 0.001
+        assert calibration(sets, lambda x: fitted(x, 0.8)).p_value < 0.001
+
+    def test_a_guide_amortized_over_data_sets(self, line):
+        """The posterior's mean is linear in the data and its covariance constant, so a linear encoder can be exact."""
+        sets = DataSets(line, 12)
+        guide = Amortized(sets, FullRank(), Linear())
+        x = sets.simulate(2000, seed=5)[1]
+        guide.setup(x)
+        before = calibration(sets, lambda x: guide)
+        fit(sets, guide, x, steps=1500, lr=0.03, batch_size=200)
+        after = calibration(sets, lambda x: guide)
+        assert before.p_value < 0.001 < after.p_value
+
+    def test_a_local_model_with_two_latents(self):
+        model = Pair()
+        guide = Amortized(model, FullRank(), Linear())
+        x = model.simulate(500, seed=1)[1]
+        guide.setup(x)
+        before = calibration(model, lambda x: guide)
+        fit(model, guide, x, steps=1500, lr=0.03)
+        after = calibration(model, lambda x: guide)
+        assert after.names == ("a[1]", "b[1]")
+        assert before.p_value < 0.001 < after.p_value
+
+    def test_picture(self, line, tmp_path):
+        figure = calibration(line, line.draws, rows=12, simulations=50).plot()
+        assert len(figure.axes) == 4
+        figure.savefig(tmp_path / "ranks.png")
 
 
 class TestSteinDiscrepancy:
@@ -241,8 +385,6 @@ class TestPredictive:
         model, _ = demo(LocalGaussian)
         x = model.simulate(2000, seed=3)[1]
         # The prior predicts data that it has not seen: coverage is binomial about the level.
-        from guides import Prior
-
         found = predictive_coverage(model, Prior(model), x, draws=400)
         for level, share in zip(found.levels, found.share, strict=True):
             assert abs(share - level) < 5 * (level * (1 - level) / 4000) ** 0.5 + 1 / 400**0.5 * 0.5
@@ -266,12 +408,33 @@ class TestPredictive:
             in_sample = model.expected_log_likelihood(model.posterior(x), x)
             assert abs(elpd.mean() - in_sample) > 5 * elpd.std() / 10**0.5
 
+    def test_arvizs_own_loo_is_ours(self, monkeypatch):
+        """Both routes on the same draws, where ArviZ has one; the smoothing of ties apart, they are one formula."""
+        pytest.importorskip("arviz_stats")
+        module = import_module("inference.diagnostics.psis")
+        model, x = demo(LinearRegression)
+        posterior = model.posterior(x)
+        h = dist.MultivariateNormal(posterior.mean, scale_tril=1.2 * posterior.scale_tril)
+        draws = h.sample((4000,))
+        pointwise = dist.Normal(draws @ model.covariates.mT, model.noise_scale).log_prob(x)
+        ratio = posterior.log_prob(draws), h.log_prob(draws)
+        found = module.leave_one_out(*ratio, pointwise)
+        monkeypatch.setattr(module, "_major", lambda: 0)
+        monkeypatch.setattr(module, "_arviz", _by_arviz_one)
+        ours = module.leave_one_out(*ratio, pointwise)
+        for a, b in zip(found, ours, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
     def test_loo_says_what_it_cannot_do(self):
         from models.posteriordb import AutoRegression
 
         model, x = AutoRegression.demo()
         with pytest.raises(ValueError, match="independent given h"):
             loo(model, Global(model, MeanField()), x)
+
+
+def _by_arviz_one(log_weights):
+    return import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
 
 
 class TestMoments:

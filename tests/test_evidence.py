@@ -10,10 +10,15 @@ import pytest
 import torch
 from problems import MODELS, SOLVED, build, demo, is_discrete, shake
 
-from guides import Amortized, Bernoulli, Delta, FullRank, Linear, Local, MeanField, Posterior, Prior
+from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
 from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
+from inference.diagnostics import psis
+from inference.draws import draws
 from inference.evidence.estimate import LogMean
-from models import BinaryVAE, FactorAnalysis, GaussianMean, LocalModel, ProbabilisticPCA
+from inference.isolation import isolated
+from inference.objectives import TraceELBO
+from models import BinaryVAE, EightSchools, FactorAnalysis, GaussianMean, LocalModel, ProbabilisticPCA, StateSpace
+from models.posteriordb import KidScore
 
 pytestmark = pytest.mark.slow
 
@@ -95,13 +100,90 @@ def test_blocks_of_data_join_up():
 def test_log_mean_is_streamed_without_overflow():
     generator = torch.Generator().manual_seed(0)
     weights = 300 * torch.randn(50, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 2000.0, -3000.0])
-    mean = LogMean()
+    mean = LogMean(50)
     for chunk in weights.split(7):
         mean.add(chunk)
     found = mean.result()
     torch.testing.assert_close(found.value, weights.logsumexp(0) - log(50), atol=1e-10, rtol=0.0)
     relative = (weights - weights.amax(0)).exp()
     torch.testing.assert_close(found.se, relative.std(0) / relative.mean(0) / 50**0.5, atol=1e-10, rtol=1e-8)
+
+
+def test_khat_of_a_stream_is_psis_of_all_the_weights():
+    weights = (
+        torch.distributions.Pareto(torch.ones(3).double(), 1 / torch.tensor([0.2, 0.6, 1.2]).double()).sample((3000,)).log()
+    )
+    mean = LogMean(3000)
+    for chunk in weights.split(700):
+        mean.add(chunk)
+    torch.testing.assert_close(mean.result().khat, psis(weights)[1], atol=1e-10, rtol=0.0)
+    few = LogMean(99)
+    few.add(weights[:99])
+    assert few.result().khat.isnan().all()
+
+
+@pytest.fixture(scope="module")
+def schools():
+    """Eight schools, not centred, and a full-rank Gaussian fitted to it."""
+    model, x = demo(EightSchools)
+    guide = Global(model, FullRank())
+    fit(model, guide, x, steps=1500, lr=0.03, objective=TraceELBO(8))
+    return model, guide, x
+
+
+def z_scores(model, guide, x, truth, *, repeats=40, samples=5000):
+    found = [iwae(model, guide, x, samples=samples, seed=seed) for seed in range(repeats)]
+    return torch.stack([(f.value - truth) / f.se for f in found]), torch.stack([f.khat for f in found])
+
+
+class TestDefensive:
+    """A Gaussian has thinner tails than the posterior of eight schools, whose log tau has exponential ones."""
+
+    def test_evidence_of_eight_schools_with_a_standard_error_to_believe(self, schools):
+        model, guide, x = schools
+        z, khat = z_scores(model, Defensive(guide), x, -31.311347)
+        assert z.abs().max() < 5
+        # Neither biased nor of a false standard error: mean 0 ± 1/√40, mean square 1 ± √(2/40).
+        assert abs(z.mean()) < 5 / 40**0.5
+        assert (z**2).mean() < 1 + 5 * (2 / 40) ** 0.5
+        assert khat.median() < 0.7
+
+    def test_control_the_gaussian_itself_is_biased_and_its_error_too_small(self, schools):
+        z, _ = z_scores(*schools, -31.311347)
+        assert z.mean() < -5 / 40**0.5
+        assert (z**2).mean() > 1 + 5 * (2 / 40) ** 0.5
+
+    def test_density_is_the_mixtures(self):
+        """E_q[p(x, h) / q(h)] = p(x) for a guide far too narrow, whose own weights miss most of it."""
+        model, x = demo(GaussianMean)
+        x = 0 * x[:2]
+        guide = Global(model, MeanField(scale=0.02))
+        guide.setup(x)
+        exact = model.log_evidence(x)
+        for share in (0.2, 0.8):
+            found = iwae(model, Defensive(guide, share=share), x, samples=20_000)
+            assert abs(found.value - exact) < 5 * found.se
+            assert found.se < 0.1
+        assert iwae(model, guide, x, samples=20_000).value < exact - 1.0
+
+    def test_weights_are_bounded_by_the_likelihood(self, schools):
+        model, guide, x = schools
+        with isolated(0):
+            (chunk,) = draws(model, Defensive(guide, share=0.3), (x,), particles=5000)
+        weights = chunk.log_likelihood + chunk.log_prior - chunk.log_q
+        assert (weights <= chunk.log_likelihood - log(0.3) + 1e-9).all()
+
+    @pytest.mark.parametrize(
+        ("make", "error", "message"),
+        [
+            (lambda: Defensive(Global(GaussianMean.demo()[0], MeanField()), share=1.0), ValueError, "between 0 and 1"),
+            (lambda: Defensive(Local(FactorAnalysis.demo()[0], MeanField())), TypeError, "takes a Global guide"),
+            (lambda: Defensive(Global(KidScore.demo()[0], MeanField())), ValueError, "improper prior"),
+        ],
+    )
+    def test_bad_input(self, make, error, message):
+        with pytest.raises(error, match=message):
+            make()
 
 
 @pytest.mark.parametrize("model_class", CONTINUOUS_LOCAL)
@@ -113,7 +195,9 @@ class TestAis:
         found = ais(model, wide_of(model, x), x, **QUICK)
         assert found.bound == "lower"
         assert ((found.value - exact).abs() < 5 * found.se).all()
-        assert ((found.value - exact - 2.0).abs() > 5 * found.se).all()
+        # So short an annealing leaves larger errors on whole series.
+        shift = 2.0 if model_class is StateSpace else 0.5
+        assert ((found.value - exact - shift).abs() > 5 * found.se).all()
 
     def test_weights_are_unbiased_from_the_prior_too(self, model_class):
         """The mean over data of w / p(x), which is 1 for each, however short the annealing."""

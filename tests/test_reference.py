@@ -1,25 +1,34 @@
 """Long runs as truth: right, refused where they have not converged, and kept on disk."""
 
 from importlib import import_module
+from importlib.util import find_spec
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from problems import demo
 
 from inference import NotConvergedError, reference
-from models import LinearRegression, NormalGamma, Ring
+from inference.log_joint import LogJoint
+from inference.nuts import Chains, numpyro_nuts, pyro_nuts
+from models import EightSchools, GaussianMean, LinearRegression, NormalGamma, Ring
 
 pytestmark = pytest.mark.slow
 
 module = import_module("inference.reference")
+needs_numpyro = pytest.mark.skipif(find_spec("numpyro") is None, reason="NumPyro is not installed: pip install .[bench]")
+SAMPLERS = [pyro_nuts, pytest.param(numpyro_nuts, marks=needs_numpyro)]
 SHORT = {"chains": 2, "draws": 600, "warmup": 200}
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("model_class", [LinearRegression, NormalGamma])
-def test_agrees_with_exact_posteriors(model_class):
+def test_agrees_with_exact_posteriors(model_class, sampler):
     model, x = demo(model_class)
-    run = reference(model, x, **SHORT)
+    before = torch.get_rng_state()
+    run = reference(model, x, **SHORT, sampler=sampler)
+    assert torch.equal(before, torch.get_rng_state())
     exact = model.posterior(x)
     flat = run.draws.flatten(0, 1)
     error = (flat.mean(0) - exact.mean) / (flat.std(0) / run.ess**0.5)
@@ -27,16 +36,47 @@ def test_agrees_with_exact_posteriors(model_class):
     assert run.rhat.max() <= 1.01
     assert run.draws.shape == (2, 600, len(exact.mean))
     assert "chains=2" in run.about["command"]
-    assert set(run.about["versions"]) == {"torch", "pyro-ppl", "arviz"}
+    assert sampler.__name__ in run.about["command"]
+    assert ("numpyro" in run.about["versions"]) == (sampler is numpyro_nuts)
+
+
+@needs_numpyro
+def test_numpyro_is_taken_where_it_is_installed():
+    model, x = demo(GaussianMean)
+    run = reference(model, x, draws=600, warmup=150)
+    assert "numpyro_nuts" in run.about["command"]
+    exact, (mean, sd) = model.posterior(x), run.moments()
+    error = (torch.tensor(list(mean.values())) - exact.mean) / (torch.tensor(list(sd.values())) / run.ess**0.5)
+    assert error.abs().max() < 5
+    assert (error + 0.5 * run.ess**0.5).abs().min() > 5
+
+
+def test_what_has_a_score_and_a_density_that_disagree_would_be_seen():
+    """NumPyro is handed value and gradient by a callback: the one is the other's derivative, for every chain at once."""
+    jax = pytest.importorskip("jax")
+    from inference.nuts import _potential, double_precision
+
+    joint = LogJoint(*demo(EightSchools))
+    u = torch.randn(3, joint.dim, dtype=torch.float64)
+    with double_precision(jax), joint.evaluated():
+        potential = _potential(jax, joint)
+        value, score = jax.vmap(jax.value_and_grad(potential))(jax.numpy.asarray(u.numpy()))
+    assert torch.allclose(torch.tensor(np.array(value)), -joint(u), atol=1e-10)
+    assert torch.allclose(torch.tensor(np.array(score)), -joint.score(u), atol=1e-10)
 
 
 def test_the_cache_is_used_made_anew_if_torn_and_keyed_by_all_that_matters(tmp_path, monkeypatch):
     model, x = demo(LinearRegression)
     posterior = model.posterior(x)
-    monkeypatch.setattr(module, "_chain", lambda *_, draws, **__: (posterior.sample((draws,)), 0))
+
+    def sampler(_, length):
+        return Chains(posterior.sample((length.chains, length.draws)), 0)
+
+    monkeypatch.setattr(module, "best_sampler", lambda: sampler)
     first = reference(model, x, **SHORT, cache=tmp_path)
     (file,) = tmp_path.iterdir()
-    monkeypatch.setattr(module, "_chain", _refused)
+    refused = Mock(side_effect=AssertionError("run anew"), __name__="sampler")
+    monkeypatch.setattr(module, "best_sampler", lambda: refused)
     again = reference(model, x, **SHORT, cache=tmp_path)
     assert torch.equal(first.draws, again.draws)
     assert again.about == first.about
@@ -50,14 +90,10 @@ def test_the_cache_is_used_made_anew_if_torn_and_keyed_by_all_that_matters(tmp_p
             change()
 
 
-def _refused(*_, **__):
-    raise AssertionError("run anew")
-
-
 def test_chains_that_disagree_are_no_reference():
     model, x = demo(Ring)
     with pytest.raises(NotConvergedError, match=r"h\[[12]\] has R̂ ="):
-        reference(model, x, chains=2, draws=100, warmup=50)
+        reference(model, x, chains=2, draws=100, warmup=50, sampler=pyro_nuts)
 
 
 def test_bad_input():

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 from guides import Delta, FullRank, Global, Local, MeanField
 from inference import Decision, Fit, fit, trust
 from inference.cli import app
+from inference.diagnostics import by_name, moment_errors, scalars
 from inference.diagnostics.modes import missed_modes
+from inference.objectives import TraceELBO
 from inference.stopping import Stop
-from models import Funnel, GaussianMean, LinearRegression, LocalGaussian, Ring
+from models import EightSchools, Funnel, GaussianMean, LinearRegression, LinearVAE, LocalGaussian, Ring
 from models.posteriordb import KidScore
 
 pytestmark = pytest.mark.slow
@@ -74,6 +76,28 @@ def test_mean_field_on_the_centred_funnel_is_refused():
     assert decisions(verdict) == [Decision.REFUSE] * 4
 
 
+def test_a_good_q_with_thin_tails_is_judged_with_a_share_of_the_prior():
+    """Eight schools, not centred: a Gaussian has not the tails of log tau, but its moments are right, which can be known."""
+    model, x = demo(EightSchools)
+    done = fit(model, Global(model, FullRank()), x, steps=1000, lr=0.03, objective=TraceELBO(8))
+    verdicts = [trust(done, x, draws=2000, seed=seed) for seed in range(6)]
+    assert all(v["means"] is Decision.USE and v["sds"] is Decision.USE for v in verdicts)
+    defended = [v for v in verdicts if v.defended is not None]
+    assert defended
+    assert all(v.defended.worst < 0.6 and v["tails"] is Decision.REFUSE for v in defended)
+    truth = model.moments(x)
+    q = verdicts[0].weighted
+    errors = moment_errors(*q.moments(), *(by_name(q.scalars.names, _flat(m)) for m in truth))
+    assert max(errors.mean.max(), errors.sd.max()) < 0.3
+    narrow = gaussian(model, x, torch.zeros(10).double(), 0.3 * torch.ones(10).double())
+    assert decisions(trust(narrow, x)) == [Decision.REFUSE] * 4
+
+
+def _flat(moments):
+    names = scalars({name: value.unsqueeze(0) for name, value in moments.items()})
+    return dict(zip(names.names, names.draws[0].tolist(), strict=True))
+
+
 def test_mean_field_on_a_strongly_correlated_regression_is_refused_for_sds():
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(40, 1, generator=generator, dtype=torch.float64)
@@ -115,6 +139,12 @@ def test_local_guides_are_judged_per_datum():
     verdict = trust(done, x)
     assert verdict.weighted.khat > 0.5 > verdict.khat
     assert verdict["means"] is Decision.USE
+
+
+def test_a_model_that_was_learned_with_its_guide_can_be_judged():
+    model, x = demo(LinearVAE)
+    guide = Local(model, FullRank())
+    assert trust(fit(model, guide, x, steps=300, lr=0.05), x)["means"] is not Decision.REFUSE
 
 
 def test_improper_priors_have_no_evidence():

@@ -113,18 +113,22 @@ def evidence_of_one(  # noqa: PLR0917
         title, instance, x = names.problem(model, data)
         done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
         fitted, some = _first(done, x, rows)
-        table = _table(f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS")
+        table = _table(
+            f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS", "worst k̂"
+        )
         loose = elbo(done.model, fitted, some, particles=100, seed=seed)
-        table.add_row("ELBO", _pm(loose.value / len(some), loose.se / len(some)), "–")
+        table.add_row("ELBO", _pm(loose.value / len(some), loose.se / len(some)), "–", "–")
         bounds = {f"IWAE, {samples} samples": iwae(done.model, fitted, some, samples=samples, seed=seed)}
         if temperatures:
             bounds[f"AIS, {temperatures} temperatures"] = ais(done.model, fitted, some, temperatures=temperatures, seed=seed)
         for name, bound in bounds.items():
             per_datum = bound.value.sum() / len(some), bound.se.square().sum().sqrt() / len(some)
-            table.add_row(name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.samples}")
+            table.add_row(
+                name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.samples}", f"{float(bound.khat.max()):.2f}"
+            )
         if isinstance(instance, Tractable):
             with torch.no_grad():
-                table.add_row("exact", f"{float(instance.log_evidence(some).sum()) / len(some):.4f}", "–")
+                table.add_row("exact", f"{float(instance.log_evidence(some).sum()) / len(some):.4f}", "–", "–")
         console.print(table)
 
 

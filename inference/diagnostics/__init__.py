@@ -2,6 +2,7 @@
 
 from .bounds import Bounds, error_bounds
 from .calibration import Calibration, calibration
+from .data_sets import DataSets
 from .importance import Evidence, Importance, Moments, importance
 from .moment_errors import MomentErrors, by_name, moment_errors
 from .predictive import LOO, Coverage, loo, predictive_coverage
@@ -17,6 +18,7 @@ __all__ = [
     "Bounds",
     "Calibration",
     "Coverage",
+    "DataSets",
     "Evidence",
     "Importance",
     "MomentErrors",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import chi2
 from torch import Tensor
 from torch.distributions import Distribution
@@ -13,7 +15,10 @@ from torch.distributions import Distribution
 from models import LocalModel, Model
 
 from ..checks import check_count
+from ..draws import draws as draw
 from ..isolation import isolated
+from .calibration_picture import calibration_picture
+from .scalars import quantities, scalars
 
 __all__ = ["Calibration", "calibration"]
 
@@ -27,6 +32,8 @@ class Calibration:
     ranks: Tensor
     """Shape (simulations, D), in 0 … draws."""
     draws: int
+    names: tuple[str, ...]
+    """Of the D scalars."""
 
     def histogram(self) -> Tensor:
         """How many ranks fall in each of the bins, shape (D, bins). Flat for a calibrated q, ∪-shaped for one too narrow,
@@ -63,32 +70,41 @@ class Calibration:
         deviation = ((_ecdf(null, self.draws) - grid).abs() / spread.clamp(min=1e-12))[:, :-1].max(-1).values
         return _ecdf(self.ranks, self.draws) - grid, deviation.quantile(level) * spread
 
+    def plot(self) -> Figure:
+        """For each scalar the histogram of its ranks, and their ECDF minus the uniform's with its 95 % band."""
+        return calibration_picture(self)
+
 
 def calibration(
     model: Model,
-    q: Callable[[Tensor], Distribution],
+    q: Callable[[Tensor], Any],
     *,
     simulations: int = 1000,
     draws: int = 99,
     rows: int | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Simulates (h, x) from the model and ranks h among draws from q(h | x).
+    """Simulates (h, x) from the model and ranks h among draws from q(h | x), each of the model's quantities on its own.
 
-    For a local model every datum is a simulation of its own, so all are done at once, for an encoder that applies to unseen x
-    (``guide.q``) as for the exact posterior (``model.posterior``). For a global model q is called for each simulated data
-    set, and may fit a guide to it.
+    `q` is called with data and says what the posterior is: a distribution over the single latent "h", such as
+    ``model.posterior`` or ``guide.q``; or a guide for these data, one that applies to unseen data (``lambda x: encoder``) or
+    one fitted to them (``lambda x: fit(model, Global(model, FullRank()), x, steps=500).guide``); or draws, for each latent
+    shape (draws, *shape), made in any other way.
+
+    For a local model every datum is a simulation of its own, so that all are done by one call. For a global model q is called
+    for each simulated data set; to have all done at once, take ``DataSets(model, rows)``, whose data are data sets, and a
+    guide that is fitted to all of them together (`inference.fit_unseen`) or amortized over them.
 
     Args:
-        model: a model with the single latent ``"h"`` and a proper prior.
-        q: from data x to a distribution over h: batch shape (N,) for a local model, () for a global one.
+        model: a model with a proper prior.
+        q: from data x to a posterior. A distribution has batch shape (N,) for a local model, () for a global one.
         simulations: how many truths.
         draws: how many draws each is ranked among.
         rows: data in each simulation of a global model.
 
     Raises:
-        ValueError: if a global model is given without `rows`.
-        TypeError: if the model has not the single latent "h".
+        ValueError: if a global model is given without `rows`, or draws have not the shape of the truth.
+        TypeError: if q gives a distribution, but the model has not the single latent "h".
 
     References: Talts, Betancourt, Simpson, Vehtari & Gelman, "Validating Bayesian inference algorithms with simulation-based
     calibration" (2018); Yao, Vehtari, Simpson & Gelman (2018), section 3.
@@ -96,23 +112,65 @@ def calibration(
     check_count(simulations=simulations, draws=draws)
     if isinstance(model, LocalModel):
         h, x = model.simulate(simulations, seed=seed)
-        with isolated(seed + 1), torch.no_grad():
-            return Calibration(_ranks(h, q(x).sample(torch.Size([draws]))), draws)
+        with isolated(seed + 1):
+            truth = _named(h)
+            sampled = _sampled(model, q(x), x, draws, truth)
+        return _ranked(model, truth, sampled, draws)
     if rows is None:
         raise ValueError(f"{type(model).__name__} is global: say how many rows each simulated data set has, by rows=.")
-    ranks = []
+    truths, samples = [], []
     for simulation in range(simulations):
         h, x = model.simulate(rows, seed=seed + simulation)
-        if not isinstance(h, Tensor):
-            raise TypeError(f'{type(model).__name__} has the latents {sorted(h)}, but calibration is for the single "h".')
         with isolated(seed + simulation):
-            ranks.append(_ranks(h.unsqueeze(0), q(x).sample(torch.Size([draws])).unsqueeze(1)))
-    return Calibration(torch.cat(ranks), draws)
+            truths.append(_named(h))
+            samples.append(_sampled(model, q(x), x, draws, truths[-1]))
+    truth = {name: torch.stack([one[name] for one in truths]) for name in truths[0]}
+    sampled = {name: torch.stack([one[name] for one in samples], 1) for name in truth}
+    return _ranked(model, truth, sampled, draws)
 
 
-def _ranks(truth: Tensor, sampled: Tensor) -> Tensor:
-    """Truth (S, *shape) among draws (L, S, *shape): shape (S, D)."""
-    return (sampled < truth).sum(0).reshape(len(truth), -1)
+def _named(h: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"h": h} if isinstance(h, Tensor) else h
+
+
+def _sampled(model: Model, answer: Any, x: Tensor, draws: int, truth: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Draws of each latent, shape (draws, *shape), from whatever q has answered."""
+    if isinstance(answer, Distribution):
+        if list(truth) != ["h"]:
+            raise TypeError(
+                f'{type(model).__name__} has the latents {sorted(truth)}, and a distribution is over the single "h": let q '
+                "give a guide, or draws of each latent."
+            )
+        with torch.no_grad():
+            found: Mapping[str, Tensor] = {"h": answer.sample(torch.Size([draws]))}
+    elif isinstance(answer, Mapping):
+        found = answer
+    elif callable(answer):
+        with torch.no_grad():
+            chunks = list(draw(model, answer, (x,), particles=draws))
+        found = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+    else:
+        raise TypeError(f"q gave {type(answer).__name__}, but a distribution, a guide or a mapping of draws is needed.")
+    for name, value in truth.items():
+        got = tuple(found[name].shape) if name in found else "nothing"
+        if got != (draws, *value.shape):
+            raise ValueError(f"draws of the latent {name!r} must have shape {(draws, *value.shape)}, but q gave {got}.")
+    return found
+
+
+def _ranked(model: Model, truth: Mapping[str, Tensor], sampled: Mapping[str, Tensor], draws: int) -> Calibration:
+    """Truths (S, *shape) among draws (L, S, *shape)."""
+    count = len(next(iter(truth.values())))
+    if isinstance(model, LocalModel):
+        # All data are the N of one draw of a local model's quantities.
+        known = {name: value[0] for name, value in quantities(model, {k: v.unsqueeze(0) for k, v in truth.items()}).items()}
+        guessed = {name: value.flatten(0, 1) for name, value in quantities(model, sampled).items()}
+    else:
+        known = quantities(model, truth)
+        guessed = quantities(model, {name: value.flatten(0, 1) for name, value in sampled.items()})
+    table = scalars(known)
+    ranks = (scalars(guessed).draws.reshape(draws, count, -1) < table.draws).sum(0)
+    return Calibration(ranks, draws, table.names)
 
 
 def _ecdf(ranks: Tensor, draws: int) -> Tensor:

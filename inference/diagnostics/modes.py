@@ -71,7 +71,7 @@ def missed_modes(
     kept: list[Tensor] = []
     precision = torch.linalg.pinv(torch.atleast_2d(((u - centre) / spread).mT.cov()), hermitian=True)
     limit = float(chi2.isf(OUTSIDE, joint.dim))
-    for point in z[(joint(centre + spread * z)).nan_to_num(-torch.inf).argsort(descending=True)]:
+    for point in z[joint(centre + spread * z).detach().nan_to_num(-torch.inf).argsort(descending=True)]:
         if not point.isfinite().all() or any((point - other).norm() < 1.0 for other in kept):
             continue
         kept.append(point)
@@ -85,7 +85,7 @@ def missed_modes(
 
 def _log_mass(joint: LogJoint, u: Tensor) -> float:
     """Laplace's log ∫ near u; −inf where u is no maximum."""
-    score, height = joint.score(u.unsqueeze(0))[0], joint(u.unsqueeze(0))[0]
+    score, height = joint.score(u.unsqueeze(0))[0], joint(u.unsqueeze(0))[0].detach()
     curvature = -joint.hessian(u)
     values = torch.linalg.eigvalsh(curvature) if bool(curvature.isfinite().all()) else -torch.ones(1)
     if not bool((values > 0).all()):

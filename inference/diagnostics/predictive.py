@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import arguments
 from ..draws import draws as draw
 from ..isolation import isolated
-from .psis import psis
+from .psis import leave_one_out
 
 __all__ = ["LOO", "Coverage", "loo", "predictive_coverage"]
 
@@ -74,7 +74,7 @@ def loo(
     """Leave-one-out predictive density from an approximate posterior, by importance sampling twice over.
 
     The weights of datum i's leave-one-out posterior are p(x, h) / (q(h | x) p(x_i | h)): one factor corrects q, the other
-    leaves the datum out. ArviZ smooths them.
+    leaves the datum out. ArviZ ≥ 1 does it by `loo_approximate_posterior`; an older ArviZ smooths the weights.
 
     Raises:
         ValueError: if the model has more than one observed site, or its data are not independent given h.
@@ -94,9 +94,8 @@ def loo(
             "datum is needed: loo is for data that are independent given h."
         )
     totals = [chunk.total for chunk in chunks]
-    ratio = torch.cat([t.log_likelihood + t.log_prior - t.log_q for t in totals]).double()
-    log_weights, khat = psis(ratio.unsqueeze(-1) - pointwise)
-    each = (log_weights + pointwise).logsumexp(0)
+    log_p = torch.cat([t.log_likelihood + t.log_prior for t in totals]).double()
+    each, khat = leave_one_out(log_p, torch.cat([t.log_q for t in totals]).double(), pointwise)
     return LOO(float(each.sum()), float(each.std() * len(each) ** 0.5), each, khat)
 
 

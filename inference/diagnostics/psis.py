@@ -1,7 +1,8 @@
-"""Pareto-smoothed importance sampling, by whichever ArviZ is installed."""
+"""Pareto-smoothed importance sampling and leave-one-out, by whichever ArviZ is installed."""
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["psis"]
+__all__ = ["leave_one_out", "psis"]
 
 CONSTANT = 1e-3
 """Log weights that differ by no more than this count as equal: wherever q draws, it is the posterior up to a factor. Their
@@ -39,9 +40,37 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return lw.reshape(log_weights.shape), k.reshape(log_weights.shape[1:])
 
 
+def leave_one_out(log_p: Tensor, log_q: Tensor, pointwise: Tensor) -> tuple[Tensor, Tensor]:
+    """Log predictive density of each datum given the others, by draws from an approximate posterior.
+
+    ArviZ's `loo_approximate_posterior` where there is one (ArviZ ≥ 1), else the same by `psis`.
+
+    Args:
+        log_p: log p(x, h) of K draws, shape (K,).
+        log_q: log q(h | x), shape (K,).
+        pointwise: log p(x_i | h), shape (K, N).
+
+    Returns:
+        The densities, and Pareto's k̂ of the weights that they rest on; both of shape (N,).
+    """
+    if _major() < 1:
+        log_weights, khat = psis((log_p - log_q).unsqueeze(-1) - pointwise)
+        return (log_weights + pointwise).logsumexp(0), khat
+    stats, base = import_module("arviz_stats"), import_module("arviz_base")
+    data = base.from_dict({"log_likelihood": {"x": pointwise.unsqueeze(0).numpy()}})
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # that a k̂ is large, which we return
+        found = stats.loo_approximate_posterior(data, log_p.numpy(), log_q.numpy(), pointwise=True)
+    return torch.from_numpy(found.elpd_i.values.copy()), torch.from_numpy(found.pareto_k.values.copy())
+
+
+def _major() -> int:
+    return int(version("arviz").split(".")[0])
+
+
 def _arviz(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
-        if int(version("arviz").split(".")[0]) >= 1:
+        if _major() >= 1:
             # It takes log likelihoods, whose leave-one-out weights are their inverse.
             result = import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
         else:

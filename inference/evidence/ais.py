@@ -250,7 +250,7 @@ def _transition(path: _Path, state: _State, beta: float, size: Tensor, leapfrog:
 
 
 def _mean(weights: Tensor, *, upper: bool) -> Evidence:
-    mean = LogMean()
+    mean = LogMean(len(weights))
     mean.add(weights)
     return mean.result(upper=upper)
 
@@ -258,8 +258,8 @@ def _mean(weights: Tensor, *, upper: bool) -> Evidence:
 def _joined(found: list[Evidence]) -> Evidence:
     if len(found) == 1:
         return found[0]
-    value, se, ess = (torch.cat([getattr(part, name) for part in found]) for name in ("value", "se", "ess"))
-    return Evidence(value, se, ess, found[0].samples, found[0].bound)
+    value, se, ess, khat = (torch.cat([getattr(part, name) for part in found]) for name in ("value", "se", "ess", "khat"))
+    return Evidence(value, se, ess, found[0].samples, found[0].bound, khat)
 
 
 def _check(*, temperatures: int, chains: int, leapfrog: int, pilot: int) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
+from math import ceil, log
 
 import torch
 from torch import Tensor
 
+from ..diagnostics.psis import psis
+
 __all__ = ["Evidence", "LogMean"]
+
+LEAST = 100
+"""Weights without which there is no k̂."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,16 @@ class Evidence:
     value: Tensor
     se: Tensor
     """Standard error of each value, by the delta method: sd(w) / (mean(w) √K) for weights w. Where few weights carry the sum
-    (a small `ess`), it is itself unreliable, and too small."""
+    (a small `ess`, a large `khat`), it is itself unreliable, and too small."""
     ess: Tensor
     """(Σ w)² / Σ w²: how many of the K weights carry the sum."""
     samples: int
     """K."""
     bound: str
     """"lower" or "upper": on which side of log p(x) the expectation of `value` lies."""
+    khat: Tensor
+    """Pareto k̂ of each datum's weights: `se` is to be believed below ½, where their variance is finite, `value` up to 0.7.
+    NaN for fewer than 100 weights, of which no tail can be known."""
 
     @property
     def mean(self) -> float:
@@ -38,11 +46,16 @@ class Evidence:
 
 
 class LogMean:
-    """log of the mean of weights that come in chunks, scaled by the largest so far, so that nothing over- or underflows."""
+    """log of the mean of `samples` weights that come in chunks, scaled by the largest so far: nothing over- or underflows.
 
-    def __init__(self) -> None:
+    Of the weights themselves only the tail that k̂ is fitted to is kept, some 3 √samples of them.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
         self.count = 0
         self.top = self.first = self.second = torch.zeros((), dtype=torch.float64)
+        self.tail = torch.zeros(0)
 
     def add(self, log_weights: Tensor) -> None:
         """Takes a chunk of log weights, shape (k, *shape)."""
@@ -56,6 +69,9 @@ class LogMean:
         self.first = self.first + weights.sum(0)
         self.second = self.second + weights.square().sum(0)
         self.top = top
+        tail = torch.cat([self.tail, log_weights]) if self.count else log_weights
+        # PSIS fits its tail above the largest weight that is not in it.
+        self.tail = tail.topk(min(len(tail), ceil(min(self.samples / 5, 3 * self.samples**0.5)) + 1), 0).values
         self.count += len(log_weights)
 
     def result(self, *, upper: bool = False) -> Evidence:
@@ -63,4 +79,21 @@ class LogMean:
         value = self.top + self.first.log() - log(self.count)
         ess = self.first.square() / self.second
         relative = (self.count / ess - 1.0).clamp(min=0.0) / max(1, self.count - 1)
-        return Evidence(-value if upper else value, relative.sqrt(), ess, self.count, "upper" if upper else "lower")
+        bound = "upper" if upper else "lower"
+        return Evidence(-value if upper else value, relative.sqrt(), ess, self.count, bound, self._khat())
+
+    def _khat(self) -> Tensor:
+        """k̂ from the tail, the weights below it standing in only by their number."""
+        shape = self.tail.shape[1:]
+        if self.count < LEAST:
+            return torch.full(shape, torch.nan, dtype=torch.float64)
+        columns = self.tail.flatten(1) if shape else self.tail.unsqueeze(1)
+        khat = [_tail_index(column, self.count) for column in columns.unbind(1)]
+        return torch.stack(khat).reshape(shape)
+
+
+def _tail_index(tail: Tensor, count: int) -> Tensor:
+    if not bool(tail.isfinite().all()):
+        return torch.tensor(torch.inf, dtype=torch.float64)
+    rest = (tail[-1] - 1.0 * bool(tail[0] > tail[-1])).expand(count - len(tail))
+    return psis(torch.cat([tail, rest]))[1]

@@ -55,7 +55,7 @@ def iwae(
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {})
         for block, proposal in tables(guide, args):
-            mean = LogMean()
+            mean = LogMean(samples)
             for draw in draws(model, proposal, block, particles=samples):
                 weights = draw.log_likelihood + draw.log_prior - draw.log_q
                 if (weights == -torch.inf).all():
@@ -66,8 +66,8 @@ def iwae(
             values.append(mean.result())
     if len(values) == 1:
         return values[0]
-    value, se, ess = (torch.cat([getattr(v, name) for v in values]) for name in ("value", "se", "ess"))
-    return Evidence(value, se, ess, samples, "lower")
+    value, se, ess, khat = (torch.cat([getattr(v, name) for v in values]) for name in ("value", "se", "ess", "khat"))
+    return Evidence(value, se, ess, samples, "lower", khat)
 
 
 def tables(guide: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Callable[..., Any]]]:

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from guides import Guide, Posterior, Prior
+from guides import Defensive, Guide, Posterior, Prior
 from models import Model
 
 from ..isolation import unscoped
@@ -162,4 +162,4 @@ def _programs(
 
 
 def _vectorises(model: Program, guide: Program) -> bool:
-    return isinstance(unscoped(model), Model) and isinstance(unscoped(guide), (Guide, Prior, Posterior, AutoGuide))
+    return isinstance(unscoped(model), Model) and isinstance(unscoped(guide), (Defensive, Guide, Prior, Posterior, AutoGuide))

@@ -1,0 +1,109 @@
+"""Many data sets of one model, as one local model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from models import LocalModel, Model
+from models.base import data_plate
+from models.datasets import Dataset
+
+from ..log_joint import LogJoint
+from .scalars import quantities
+
+__all__ = ["DataSets"]
+
+
+class DataSets(LocalModel):
+    """A model of which each datum is a whole data set of another model, and each h_i all the latents behind it.
+
+    The h_i are packed and unconstrained: p(x_i, h_i) is the other model's joint density with the Jacobian. So one call of
+    `fit_unseen` fits a guide of its own to each of many simulated data sets, all at once, and an `Amortized` guide learns to
+    answer for any data set.
+
+    Args:
+        model: with a proper prior and continuous latents.
+        rows: data in each data set.
+
+    Raises:
+        ValueError: if nothing can be simulated from the model, or its latents are discrete.
+    """
+
+    def __init__(self, model: Model, rows: int) -> None:
+        super().__init__()
+        self._inner = (model,)
+        self.rows = rows
+        _, x = model.simulate(rows, seed=0)
+        self._joint = (LogJoint(model, x),)
+        self.support = model.support
+        self.register_buffer("origin", x.new_zeros(self.joint.dim, dtype=model.dtype))
+
+    origin: Tensor
+
+    @property
+    def inner(self) -> Model:
+        """The model of one data set."""
+        return self._inner[0]
+
+    @property
+    def joint(self) -> LogJoint:
+        """Its log density."""
+        return self._joint[0]
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return (self.rows, *self.inner.data_shape)
+
+    @classmethod
+    def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
+        raise NotImplementedError("DataSets is made from another model: DataSets(model, rows).")
+
+    @classmethod
+    def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
+        raise NotImplementedError("DataSets is made from another model: DataSets(model, rows).")
+
+    def prior(self) -> Tensor:
+        """h at the site ``"h"``, scored with the likelihood: for draws use `simulate`."""
+        ones = torch.ones_like(self.origin)
+        return pyro.sample("h", dist.Normal(self.origin, ones).to_event(1).mask(False))
+
+    def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        """log p(x_i, h_i), shape (*, N). To be called outside the data plate, as `forward` does."""
+        if x is None:
+            raise ValueError("DataSets scores data sets: to simulate them, use simulate(n, seed=...).")
+        over_sets = torch.func.vmap(lambda u, one: self.joint.at(u, (one,)), in_dims=(0, 0))
+        over_draws = torch.func.vmap(over_sets, in_dims=(0, None))
+        h = h.expand(*h.shape[:-2], len(x), h.shape[-1])
+        with pyro.validation_enabled(False):
+            density: Tensor = over_draws(h.reshape(-1, *h.shape[-2:]), x).reshape(h.shape[:-1])
+        return density
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The joint. Arguments as in `Model.forward`; x is needed."""
+        plate = data_plate(x, index, size)
+        with plate:
+            h = self.prior()
+        # The model inside opens plates of its own.
+        density = self.likelihood(h, x)
+        with plate:
+            pyro.factor("x", density)
+        return density
+
+    def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """`n` pairs of latents, shape (n, dim), and data sets, shape (n, rows, *data_shape)."""
+        pairs = [self.inner.simulate(self.rows, seed=seed + i) for i in range(n)]
+        h = [latents if isinstance(latents, Mapping) else {"h": latents} for latents, _ in pairs]
+        values = {name: torch.stack([one[name] for one in h]) for name in h[0]}
+        return self.joint.unconstrain(values), torch.stack([x for _, x in pairs])
+
+    def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The quantities of the model of one data set: for h of shape (K, N, dim), each of shape (K, N, *shape)."""
+        packed: Any = h["h"]
+        values = quantities(self.inner, self.joint.constrain(packed.reshape(-1, packed.shape[-1])))
+        return {name: value.reshape(*packed.shape[:-1], *value.shape[1:]) for name, value in values.items()}
