@@ -2,9 +2,9 @@
 
     TAUT_DATA=folder python benchmarks/mnist.py --weights folder
 
-Trains with the ELBO and with the importance-weighted bound, unless the weights are there already, then writes two tables to its
-section of benchmarks/RESULTS.md: both bounds on the first 1000 test images, and the gaps of the first net on the first 100 with
-a Gaussian and with a flow, on the same frozen decoder.
+Trains with the ELBO and with the importance-weighted bound, unless the weights are there already, then writes two tables to
+its section of benchmarks/RESULTS.md: both bounds on the first 1000 test images, and the gaps of the first net on the first 100
+with a Gaussian and with a flow, on the same frozen decoder.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .batches import Batch, Batches
 from .checks import arguments, check_count, check_data, check_minibatch, check_pair, check_rate
 from .divergence import DivergedError, Divergence
-from .engine import Eager, Engine, Problem
+from .engine import Auto, Eager, Engine, Problem
 from .engine.eager import adopt
 from .isolation import isolated, scoped
 from .nonfinite import NonFiniteLossError
@@ -82,7 +82,7 @@ def fit(
     optimiser: Callable[..., Optimizer] | Solver = torch.optim.Adam,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = cosine,
     batch_size: int | None = None,
-    engine: type[Engine] = Eager,
+    engine: type[Engine] = Auto,
     transform: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -114,7 +114,8 @@ def fit(
             used without `steps`, or under a rule that sets the rate itself.
         batch_size: rows in a minibatch, drawn by epoch shuffling; all the data at once by default. Model and guide must
             take `index` and `size`.
-        engine: how to run a step; `engine.Graph` takes the same trajectory as `engine.Eager` in less time.
+        engine: how to run the steps: `inference.engine` has several, which take the same trajectory to rounding. By default
+            Pyro begins, captured and compiled code takes over; `engine.Eager` is Pyro throughout, the same to the last bit.
         transform: applied anew to the rows x of each step, such as `models.images.binarise` for dynamic binarisation.
         seed: fixes initial values that the guide draws on its first call, the batches and the noise.
         progress: whether to show a progress bar.

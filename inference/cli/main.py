@@ -21,7 +21,6 @@ from rich.table import Table
 from models import LocalModel
 
 from ..compare import Comparison, compare
-from ..engine import Graph
 from ..fit import NonFiniteLossError
 from ..results import check_folder, save_comparison
 from . import names
@@ -124,7 +123,6 @@ def compare_guides(  # noqa: PLR0917
                 seeds=seeds,
                 particles=particles,
                 jobs=jobs,
-                engine=Graph,
                 progress=console.is_terminal,
             )
             console.print(_table(title, result), "")

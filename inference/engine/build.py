@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,15 +41,24 @@ def build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) -
     Raises:
         BuildError: if there is no C++ compiler, or it fails.
     """
+    depth = sys.getrecursionlimit()
     try:
-        _build(loop, inputs, folder, threads=threads)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _build(loop, inputs, folder, threads=threads)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BuildError(f"the step could not be compiled ({type(error).__name__}: {reason})") from error
+    finally:
+        sys.setrecursionlimit(depth)
 
 
 def load(folder: Path) -> Compiled:
     """The library that `build` has made."""
+    with warnings.catch_warnings():
+        # torch says once in a process that this operation is deprecated; it is the one with a C interface.
+        warnings.simplefilter("ignore")
+        torch.triangular_solve(torch.ones(1, 1), torch.ones(1, 1))
     runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / "loop.so"), 1)
     run: Compiled = runner.run
     return run
@@ -78,10 +88,8 @@ def _build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) 
     with (
         tempfile.TemporaryDirectory() as work,
         torch.no_grad(),
-        warnings.catch_warnings(),
         config.patch({**settings, "aot_inductor.output_path": work}),
     ):
-        warnings.simplefilter("ignore")
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fakes = [mode.from_tensor(value, static_shapes=True) for value in inputs]
         root = torch.nn.Module()

@@ -108,6 +108,5 @@ def agree(found: Tensor | None, expected: Tensor | None) -> bool:
     if found is None or expected is None:
         return found is None and (expected is None or bool((expected == 0).all()))
     tolerance = RELATIVE.get(found.dtype, 1e-4)
-    return torch.allclose(
-        found, expected.to(found), rtol=tolerance, atol=tolerance * (1e-12 + float(expected.abs().max())), equal_nan=True
-    )
+    largest = float(expected.abs().nan_to_num(0.0, 0.0).max())
+    return torch.allclose(found, expected.to(found), rtol=tolerance, atol=tolerance * (1e-12 + largest), equal_nan=True)

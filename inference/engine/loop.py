@@ -108,8 +108,9 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
     for node in step.graph.nodes:
         if node.op == "get_attr" and node not in made:
             value = kept[node]
-            options = {"dtype": value.dtype, "device": value.device}
-            made[node] = graph.call_function(aten.full.default, (list(value.shape), value.reshape(-1)[0].item()), options)
+            # From an input, so that it stays an operation when the graph is pickled.
+            fill = (i, list(value.shape), value.reshape(-1)[0].item())
+            made[node] = graph.call_function(aten.new_full.default, fill, {"dtype": value.dtype})
         elif node.target is aten.clone.default:
             made[node] = made[node.all_input_nodes[0]]
         elif node.op == "call_function":

@@ -14,6 +14,8 @@ aten = torch.ops.aten
 NO_OPS = {aten.detach.default, aten.detach_copy.default, aten.alias.default, aten.lift_fresh_copy.default}
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.permute.default}
 FILLS = {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default}
+UNSET = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
+"""Memory whose content is not used before it is written, so that it may as well be zero: the same graph each time."""
 LIMIT = 1 << 20
 """Constants of more numbers than this are computed at each step rather than kept."""
 
@@ -73,6 +75,8 @@ def _fold_constants(module: fx.GraphModule) -> None:
                 continue
             if value.numel() > LIMIT:
                 continue
+            if node.target in UNSET:
+                value.zero_()
             name = f"constant_{count}"
             count += 1
             module.register_buffer(name, value.detach().contiguous(), persistent=False)

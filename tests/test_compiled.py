@@ -1,0 +1,284 @@
+"""The compiled loop: the trajectory of Pyro, whatever the optimiser; on disk once, and never the wrong one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import ClassVar
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import build, demo
+
+import inference.engine.auto
+from guides import Amortized, FullRank, Global, Local, MeanField
+from inference import NonFiniteLossError, fit
+from inference.engine import Auto, CompiledLoop, Eager, cache
+from inference.engine.build import BuildError
+from inference.optimisers import DoG
+from models import FactorAnalysis, LinearRegression, LocalGaussian
+
+
+class Interpreted(CompiledLoop):
+    """The loop without the compiler: what it does between blocks is the same."""
+
+    loops: ClassVar = []
+
+    def _obtain(self, ready, example):
+        self.loops.append((ready, example))
+        return ready
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TAUT_CACHE", str(tmp_path))
+    Interpreted.loops.clear()
+    return tmp_path
+
+
+def small(seed=1):
+    torch.manual_seed(seed)
+    model, x = demo(LocalGaussian)
+    return model, build(model, Local, MeanField, x), x
+
+
+def run(engine, make=small, **options):
+    model, guide, x = make()
+    done = fit(model, guide, x, engine=engine, **{"steps": 60, "lr": 0.02, **options})
+    return done.nelbo, torch.cat([p.detach().flatten() for p in guide.parameters()])
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def amortized(seed=1):
+    torch.manual_seed(seed)
+    model, x = demo(FactorAnalysis)
+    return model, build(model, Amortized, FullRank, x), x
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        "optimiser",
+        [
+            torch.optim.Adam,
+            torch.optim.AdamW,
+            torch.optim.Adamax,
+            torch.optim.NAdam,
+            torch.optim.RMSprop,
+            torch.optim.Adadelta,
+            torch.optim.Adagrad,
+            torch.optim.SGD,
+            lambda p, lr: torch.optim.SGD(p, lr=lr / 100, momentum=0.9),
+            lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True),
+            lambda p, lr: DoG(p),
+        ],
+        ids=["Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Adadelta", "Adagrad", "SGD", "momentum", "fused", "DoG"],
+    )
+    def test_of_any_optimiser(self, optimiser):
+        options = {"optimiser": optimiser, "schedule": None}
+        with_warning = run_quietly(Interpreted, **options)
+        assert_same(with_warning, run(Eager, **options))
+
+    def test_of_minibatches_with_a_smaller_last_one(self):
+        assert_same(run(Interpreted, amortized, batch_size=7), run(Eager, amortized, batch_size=7))
+        assert Interpreted.loops
+
+    def test_of_a_transform_that_draws(self):
+        options = {"batch_size": 7, "transform": lambda x: x + 0.1 * torch.randn_like(x)}
+        assert_same(run(Interpreted, amortized, **options), run(Eager, amortized, **options))
+        assert Interpreted.loops
+
+    def test_that_are_wrong_are_found(self, monkeypatch):
+        """The comparison has power: a loop with another learning rate is refused, and the trajectory stays Pyro's."""
+
+        def wrong(self, rows, rates, run=Interpreted._loop):
+            return run(self, rows, [1.01 * rate for rate in rates])
+
+        monkeypatch.setattr(Interpreted, "_loop", wrong)
+        with pytest.warns(UserWarning, match="differs at step 1"):
+            found = run(Interpreted)
+        assert_same(found, run(Eager))
+
+    def test_that_stop_being_finite_name_the_step(self):
+        def model(x):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0).expand(x.shape).to_event(1), obs=x)
+
+        def guide(x):
+            loc = pyro.param("loc", torch.tensor(0.5))
+            pyro.sample("h", dist.Normal(loc, torch.sqrt(0.9 - loc)))
+
+        errors = []
+        for engine in (Eager, Interpreted):
+            with pytest.raises(NonFiniteLossError) as caught:
+                fit(model, guide, torch.full((50,), 3.0), steps=500, lr=0.01, engine=engine, schedule=None)
+            errors.append(caught.value)
+        assert errors[0].step == errors[1].step > 16
+        assert str(errors[0]) == str(errors[1])
+
+    def test_that_are_interrupted_leave_the_last_block(self, monkeypatch):
+        """Ctrl-C is noticed between blocks, which take a tenth of a second; the parameters are those of the last."""
+        blocks = []
+
+        def interrupted(self, rows, rates, run=Interpreted._loop):
+            if len(blocks) == 5:
+                raise KeyboardInterrupt
+            found = run(self, rows, rates)
+            blocks.append(len(rates))
+            return found
+
+        monkeypatch.setattr(Interpreted, "_loop", interrupted)
+        model, guide, x = small()
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, guide, x, steps=1000, engine=Interpreted, schedule=None)
+        left = torch.cat([p.detach().flatten() for p in guide.parameters()])
+        _, expected = run(Eager, steps=1 + sum(blocks), lr=0.01, schedule=None)
+        torch.testing.assert_close(left, expected, rtol=1e-9, atol=1e-9)
+
+    def test_leave_threads_and_random_state_alone(self):
+        torch.manual_seed(3)
+        before = torch.get_rng_state(), torch.get_num_threads(), sys.getrecursionlimit()
+        model, x = demo(LinearRegression)
+        guide = build(model, Global, FullRank, x)
+        torch.set_rng_state(before[0])
+        fit(model, guide, x, steps=40, engine=Interpreted)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (torch.get_num_threads(), sys.getrecursionlimit()) == before[1:]
+
+    def test_run_by_graph_without_a_compiler(self, monkeypatch):
+        def fails(*args, **kwargs):
+            raise BuildError("the step could not be compiled (InvalidCxxCompiler: no compiler)")
+
+        monkeypatch.setattr(cache, "build", fails)
+        with pytest.warns(UserWarning, match="without compiled code, since the step could not be compiled"):
+            found = run(CompiledLoop)
+        assert_same(found, run(Eager))
+
+
+def run_quietly(engine, **options):
+    """A fit whose optimiser may have to be left to `Graph`, which says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the fit runs without compiled code")
+        return run(engine, **options)
+
+
+class TestPlaceOnDisk:
+    """An artefact is found again for the same program, and for no other."""
+
+    def entry(self, make):
+        Interpreted.loops.clear()
+        run(Interpreted, make, steps=3)
+        ready, example = Interpreted.loops[-1]
+        return cache.entry(ready.loop, example, threads=ready.threads)
+
+    def gaussian(self, scale=1.0, size=20, dtype=torch.float64):
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+            pyro.sample("x", dist.Normal(h, scale).expand(x.shape).to_event(1), obs=x)
+
+        guide = pyro.infer.autoguide.AutoNormal(model)
+        x = torch.linspace(0, 1, size, dtype=dtype)
+        with pyro.get_param_store().scope():
+            guide(x)
+        return model, guide.to(dtype), x
+
+    def test_is_the_same_for_the_same_program(self):
+        assert self.entry(self.gaussian) == self.entry(self.gaussian)
+
+    @pytest.mark.parametrize("change", [{"scale": 2.0}, {"size": 21}, {"dtype": torch.float32}])
+    def test_is_another_for_another_program(self, change):
+        assert self.entry(self.gaussian) != self.entry(lambda: self.gaussian(**change))
+
+    def test_is_the_same_in_another_process(self):
+        code = "import sys; sys.path.insert(0, 'tests')\nfrom test_compiled import *\nprint(TestPlaceOnDisk().entry(small))"
+        found = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        )
+        assert Path(found.stdout.strip()) == self.entry(small)
+
+
+def test_old_entries_make_room(monkeypatch, empty_cache):
+    monkeypatch.setattr(cache, "MOST_BYTES", 1500)
+
+    def build_nothing(loop, inputs, folder, *, threads):
+        (folder / "loop.so").write_bytes(bytes(600))
+
+    monkeypatch.setattr(cache, "build", build_nothing)
+    for name in ("first", "second", "third"):
+        cache.make(empty_cache / name, None, [], threads=1)
+        time.sleep(0.02)
+    assert sorted(path.name for path in empty_cache.iterdir()) == ["second", "third"]
+
+
+def test_a_compiled_fit_takes_pyros_trajectory_and_the_next_finds_it_on_disk(monkeypatch):
+    expected = run(Eager, steps=300)
+    assert_same(run(CompiledLoop, steps=300), expected)
+
+    def fails(*args, **kwargs):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(cache, "build", fails)
+    assert_same(run(CompiledLoop, steps=300), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [None, 0, 5000])
+def test_a_torn_entry_is_built_anew(kept, empty_cache):
+    expected = run(CompiledLoop)
+    (library,) = empty_cache.glob("*/loop.so")
+    content = library.read_bytes()
+    # A file of its own, since this process has the old one in its memory.
+    library.unlink()
+    if kept is not None:
+        library.write_bytes(content[:kept])
+    assert_same(run(CompiledLoop), expected)
+    assert library.stat().st_size == len(content)
+
+
+@pytest.mark.slow
+def test_auto_changes_to_compiled_code_in_the_middle_of_a_fit(monkeypatch, empty_cache):
+    monkeypatch.setattr(inference.engine.auto, "PATIENCE", 0.0)
+    monkeypatch.setattr(inference.engine.auto, "COMPILATION", 0.0)
+    changes = []
+
+    class Watched(Auto):
+        def _change(self, ready):
+            super()._change(ready)
+            if self._building is not None and self._example is not None:
+                while not self._building.finished:
+                    time.sleep(0.1)
+            elif self._building is not None and not changes:
+                changes.append(self.taken)
+
+    expected = run(Eager, steps=3000)
+    assert_same(run(Watched, steps=3000), expected)
+    assert list(empty_cache.glob("*/loop.so"))
+    assert 0 < changes[0] < 3000
+    assert_same(run(Auto, steps=3000), expected)
+
+
+@pytest.mark.slow
+def test_random_operations_that_depend_on_parameters():
+    """Gamma and Beta draws are implicitly reparameterised: they stay in the loop."""
+
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        share = pyro.sample("share", dist.Beta(2.0, 2.0))
+        pyro.sample("x", dist.Normal(rate * share, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x):
+        a = pyro.param("a", torch.tensor(2.0), constraint=dist.constraints.positive)
+        b = pyro.param("b", torch.tensor(3.0), constraint=dist.constraints.positive)
+        pyro.sample("rate", dist.Gamma(a, b))
+        pyro.sample("share", dist.Beta(a, b))
+
+    losses = [fit(model, guide, torch.ones(5), steps=40, engine=engine).nelbo for engine in (Eager, CompiledLoop)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
