@@ -25,6 +25,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/gradient_variance.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/time_to_optimum.py
+	$(BIN)/python benchmarks/race.py
 
 wheel: $(READY)
 	rm -rf dist
