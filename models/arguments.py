@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import constraints, is_validation_enabled
 from torch import Tensor
 
 __all__ = ["check_rows", "positive", "real"]
@@ -54,14 +56,15 @@ def check_rows(x: Tensor, shape: tuple[int, ...], support: constraints.Constrain
         raise ValueError(f"{owner}: x has shape {tuple(x.shape)}, but ({expected}) is expected.")
     if x.dtype != dtype:
         raise TypeError(f"{owner}: x is {x.dtype}, the model {dtype}: convert one, by x.to({dtype}) or model.to({x.dtype}).")
-    for wrong, what, remedy in (
-        (~x.isfinite(), "is not finite", ""),
-        (~support.check(x), f"lies outside the support ({support})", _range(x, support)),
-    ):
+    if not is_validation_enabled():
+        # Within a fit, which has checked the values, and whose steps may be captured as operations on tensors alone.
+        return
+    for wrong, what in ((~x.isfinite(), "is not finite"), (~support.check(x), f"lies outside the support ({support})")):
         rows = wrong.reshape(len(x), -1).any(-1).nonzero().flatten()
         if len(rows):
             row = int(rows[0])
             value = x[row][wrong[row]].flatten()[0].item()
+            remedy = _range(x, support) if isfinite(value) else ""
             raise ValueError(
                 f"{owner}: row {row} of x holds {value}, which {what} ({len(rows)} such rows of {len(x)}).{remedy}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -16,12 +17,12 @@ import torch
 from problems import build, demo
 
 import inference.engine.auto
-from guides import Amortized, FullRank, Global, Local, MeanField
-from inference import NonFiniteLossError, fit
+from guides import Amortized, Bernoulli, FullRank, Global, Local, MeanField
+from inference import NonFiniteLossError, fit, objectives
 from inference.engine import Auto, CompiledLoop, Eager, cache
 from inference.engine.build import BuildError
 from inference.optimisers import DoG
-from models import FactorAnalysis, LinearRegression, LocalGaussian
+from models import BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian
 
 
 class Interpreted(CompiledLoop):
@@ -168,6 +169,29 @@ def run_quietly(engine, **options):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the fit runs without compiled code")
         return run(engine, **options)
+
+
+OBJECTIVES = [cls for cls in map(vars(objectives).get, objectives.__all__) if dataclasses.is_dataclass(cls)]
+
+
+def discrete(seed=1):
+    torch.manual_seed(seed)
+    model, x = demo(BinaryVAE)
+    return model, build(model, Amortized, Bernoulli, x), x
+
+
+class TestObjectives:
+    @pytest.mark.parametrize("make", [small, amortized, discrete])
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_every_one_that_the_pair_can_use(self, objective, make):
+        options = {"objective": objective(), "steps": 20, "lr": 0.01}
+        try:
+            expected = run(Eager, make, **options)
+        except (TypeError, ValueError) as refusal:
+            pytest.skip(str(refusal))
+        Interpreted.loops.clear()
+        assert_same(run(Interpreted, make, **options), expected)
+        assert Interpreted.loops
 
 
 class TestPlaceOnDisk:

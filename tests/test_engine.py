@@ -133,7 +133,7 @@ class TestFallback:
     x = torch.ones(3)
 
     def same_with_a_warning(self, engine, model, guide, match, steps=20):
-        eager = fit(model(), guide, self.x, steps=steps)
+        eager = fit(model(), guide, self.x, steps=steps, engine=Eager)
         with pytest.warns(UserWarning, match=match):
             ours = fit(model(), guide, self.x, steps=steps, engine=engine)
         torch.testing.assert_close(ours.nelbo, eager.nelbo, rtol=1e-6, atol=0.0)
@@ -168,6 +168,9 @@ class TestFallback:
             fit(make(), guide, self.x, steps=20, engine=engine)
 
     def test_a_buffer_changed_in_place(self, engine):
+        if engine is Auto:
+            pytest.skip("Auto sees the count of calls and runs it by Eager, in silence")
+
         def make():
             count = torch.zeros(())
 

@@ -14,6 +14,7 @@ from .capture import CaptureError
 __all__ = ["Loop", "Packing", "loop"]
 
 aten = torch.ops.aten
+VIEWS = {aten.view.default, aten._unsafe_view.default}
 
 
 class Packing:
@@ -115,6 +116,9 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
             made[node] = made[node.all_input_nodes[0]]
         elif node.op == "call_function":
             made[node] = graph.node_copy(node, made.__getitem__)
+            if node.target in VIEWS:
+                # Here an input, or a constant, may have other strides than where the step was captured.
+                made[node].target = aten.reshape.default
     returned: Any = step.graph.output_node().args[0]
     loss, *new = returned
     for node, shape, dtype in zip(new, packing.shapes, packing.dtypes, strict=True):
