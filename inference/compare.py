@@ -12,8 +12,10 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
+from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from guides import Family, FullRank, Guide, MeanField, Posterior, Prior
@@ -24,6 +26,8 @@ from .checks import arguments, check_count, check_data, check_rate
 from .elbo import elbo
 from .fit import Fit, fit
 from .isolation import isolated, unscoped
+from .objectives import Objective
+from .optimisers import Solver
 from .picture import elbo_picture
 
 __all__ = ["Comparison", "Run", "compare"]
@@ -44,6 +48,15 @@ class Run:
     best: float
     """The highest ELBO that the guide's family can reach; NaN if unknown."""
     fit: Fit | None = field(repr=False)
+    objective: str = ""
+    """Its name, if objectives are compared."""
+    optimiser: str = ""
+    """Likewise."""
+
+    @property
+    def name(self) -> str:
+        """Of the row: the guide, and what else is compared."""
+        return ", ".join(filter(None, (self.guide, self.objective, self.optimiser)))
 
 
 @dataclass(frozen=True)
@@ -60,11 +73,14 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """One row for each guide, means over its seeds, from the floor (prior) to the ceiling (exact posterior).
 
+        If objectives or optimisers are compared too, one row for each combination, named in columns of their own.
+
         elbo_se is the Monte Carlo standard error of the mean, seed_sd the standard deviation between seeds. best_gap is the
         part of the gap that is the family's fault: no λ can close it. gap_per_datum is gap / N.
         """
-        names = dict.fromkeys(run.guide for run in self.runs)
-        return pd.DataFrame([self._row(name, [run for run in self.runs if run.guide == name]) for name in names])
+        names = dict.fromkeys(run.name for run in self.runs)
+        frame = pd.DataFrame([self._row([run for run in self.runs if run.name == name]) for name in names])
+        return frame.drop(columns=[axis for axis in ("objective", "optimiser") if not frame[axis].any()])
 
     def plot(self) -> Figure:
         """The ELBO of each guide rising to log p(x), with the KL between them shaded."""
@@ -74,7 +90,7 @@ class Comparison:
         """The table of `to_frame` as HTML."""
         return self.to_frame().to_html(index=False, float_format="{:.4f}".format, na_rep="–")
 
-    def _row(self, name: str, runs: list[Run]) -> dict[str, Any]:
+    def _row(self, runs: list[Run]) -> dict[str, Any]:
         n = len(runs)
         values = torch.tensor([run.elbo for run in runs], dtype=torch.float64)
         value = float(values.mean())
@@ -82,7 +98,9 @@ class Comparison:
         best = sum(run.best for run in runs) / n
         fits = [run.fit for run in runs if run.fit is not None]
         return {
-            "guide": name,
+            "guide": runs[0].guide,
+            "objective": runs[0].objective,
+            "optimiser": runs[0].optimiser,
             "elbo": value,
             "elbo_se": sqrt(sum(run.elbo_se**2 for run in runs)) / n,
             "seed_sd": float(values.std()) if n > 1 else nan,
@@ -91,7 +109,7 @@ class Comparison:
             "gap_per_datum": (evidence - value) / self.rows,
             "best_gap": evidence - best,
             "seconds": sum(f.seconds for f in fits) / len(fits) if fits else nan,
-            "steps": fits[0].steps if fits else 0,
+            "steps": round(sum(f.steps for f in fits) / len(fits)) if fits else 0,
             "seeds": len(fits),
         }
 
@@ -101,8 +119,10 @@ def compare(
     guides: Mapping[str, Callable[[Any], Callable[..., Any]]],
     x: Tensor | tuple[Any, ...],
     *,
-    steps: int = 2000,
-    lr: float = 0.05,
+    objectives: Mapping[str, Objective | ELBO] | None = None,
+    optimisers: Mapping[str, Callable[..., Optimizer] | Solver] | None = None,
+    steps: int | None = 2000,
+    lr: float | None = 0.05,
     batch_size: int | None = None,
     seeds: int | Sequence[int] = 3,
     particles: int = 1000,
@@ -110,7 +130,7 @@ def compare(
     progress: bool = False,
     **options: Any,
 ) -> Comparison:
-    """Fits every guide with every seed and measures its ELBO against the truth.
+    """Fits every guide with every seed, and every objective and optimiser if there are several, and measures its ELBO.
 
     Each run works on a copy of the model, so a model with parameters of its own is learned anew in each. All guides share
     their seeds. Two rows need no fit: the prior as a guide, the floor, unless it is improper, and the exact posterior where
@@ -121,7 +141,9 @@ def compare(
         guides: for each name a factory, any callable model -> guide: ``lambda m: Local(m, MeanField())``, or Pyro's
             ``AutoNormal`` as it is.
         x: the data, or a tuple of the model's arguments.
-        steps, lr, batch_size: as for `fit`, the same for all guides.
+        objectives: for each name an objective; a further axis of the table. The ELBO after the fit is always the same one.
+        optimisers: for each name what `fit` takes as `optimiser`; a further axis.
+        steps, lr, batch_size: as for `fit`, the same for all; None for both lets each fit find its rate and its end.
         seeds: the seeds, or their number.
         particles: draws for each ELBO after the fit.
         jobs: processes to share the runs out to.
@@ -133,9 +155,11 @@ def compare(
     """
     args = arguments(x)
     seeds = range(seeds) if isinstance(seeds, int) else seeds
-    check_count(steps=steps, jobs=jobs, seeds=len(seeds))
+    check_count(jobs=jobs, seeds=len(seeds), **({} if steps is None else {"steps": steps}))
     check_count(particles=particles, least=2)
-    check_rate(lr)
+    if lr is not None:
+        check_rate(lr)
+    axes = {"objective": _axis("objectives", objectives, options), "optimiser": _axis("optimisers", optimisers, options)}
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {list(seeds)}: a seed that stands twice adds nothing but a false standard error.")
     if not guides:
@@ -144,12 +168,26 @@ def compare(
         raise ValueError(f"{taken[0]!r} is the name of a reference row: give the guide another.")
     check_data(model, args)
     settings = {"steps": steps, "lr": lr, "batch_size": batch_size, **options}
-    pairs = [(name, factory, seed) for name, factory in guides.items() for seed in seeds]
+    pairs = [
+        (name, factory, {"objective": objective, "optimiser": optimiser}, seed)
+        for name, factory in guides.items()
+        for objective in axes["objective"]
+        for optimiser in axes["optimiser"]
+        for seed in seeds
+    ]
     work = (
         delayed(_run)(
-            model, name, factory, x, seed=seed, particles=particles, settings=settings, dtype=torch.get_default_dtype()
+            model,
+            name,
+            factory,
+            x,
+            chosen=chosen,
+            seed=seed,
+            particles=particles,
+            settings={**settings, **{axis: axes[axis][key] for axis, key in chosen.items() if key}},
+            dtype=torch.get_default_dtype(),
         )
-        for name, factory, seed in pairs
+        for name, factory, chosen, seed in pairs
     )
     runs = Parallel(n_jobs=jobs, return_as="generator")(work)
     fitted = list(tqdm(runs, total=len(pairs), disable=not progress, unit="fit"))
@@ -172,6 +210,7 @@ def _run(
     factory: Callable[[Any], Any],
     x: Any,
     *,
+    chosen: dict[str, str],
     seed: int,
     particles: int,
     settings: dict[str, Any],
@@ -191,7 +230,19 @@ def _run(
         evidence=_evidence(model, x),
         best=_best(model, guide, x),
         fit=done,
+        **chosen,
     )
+
+
+def _axis(name: str, values: Mapping[str, Any] | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of an axis by their names; where it is not compared the single name ''."""
+    if values is None:
+        return {"": None}
+    if not values or "" in values:
+        raise ValueError(f"{name} needs at least one name -> value, and no empty name; or leave it out.")
+    if name[:-1] in options:
+        raise ValueError(f"{name} and {name[:-1]} are both given: leave one out.")
+    return values
 
 
 def _reference(name: str, model: Any, guide: Any, x: Any, particles: int) -> Run:

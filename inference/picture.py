@@ -25,7 +25,7 @@ def elbo_picture(comparison: Comparison) -> Figure:
     first: dict[str, Run] = {}
     for run in comparison.runs:
         if run.fit is not None and isfinite(run.elbo):
-            first.setdefault(run.guide, run)
+            first.setdefault(run.name, run)
     columns = max(1, min(3, len(first)))
     lines = max(1, ceil(len(first) / columns))
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")

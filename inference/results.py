@@ -75,9 +75,9 @@ def save_comparison(
         comparison.plot().savefig(part / "elbo.png", dpi=150)
         names: dict[str, str] = {}
         for run in comparison.runs:
-            if run.fit is not None and run.guide not in names:
-                names[run.guide] = _file_name(run.guide, set(names.values()))
-                to_arviz(run.fit, x, draws=draws).to_netcdf(str(part / names[run.guide]), engine="h5netcdf")
+            if run.fit is not None and run.name not in names:
+                names[run.name] = _file_name(run.name, set(names.values()))
+                to_arviz(run.fit, x, draws=draws).to_netcdf(str(part / names[run.name]), engine="h5netcdf")
 
 
 def _file_name(guide: str, taken: set[str]) -> str:
@@ -90,6 +90,8 @@ def _runs(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "guide": run.guide,
+            **({"objective": run.objective} if run.objective else {}),
+            **({"optimiser": run.optimiser} if run.optimiser else {}),
             "seed": run.seed,
             "elbo": run.elbo,
             "elbo_se": run.elbo_se,
@@ -97,6 +99,8 @@ def _runs(comparison: Comparison) -> pd.DataFrame:
             "best_elbo": run.best,
             "seconds": run.fit.seconds if run.fit else None,
             "steps": run.fit.steps if run.fit else None,
+            "stop": run.fit.stop.reason if run.fit else None,
+            "distance": run.fit.stop.distance if run.fit else None,
         }
         for run in comparison.runs
     )

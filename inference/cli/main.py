@@ -21,9 +21,11 @@ from rich.table import Table
 from models import LocalModel
 
 from ..compare import Comparison, compare
+from ..divergence import DivergedError
 from ..fit import NonFiniteLossError
 from ..results import check_folder, save_comparison
 from . import names
+from .method import RATE, Restarts, Start, Stop, method
 
 __all__ = ["app", "console", "explained"]
 
@@ -63,6 +65,10 @@ def list_names() -> None:
         ("families", names.FAMILIES),
         ("encoders, for Amortized", names.ENCODERS),
         ("data: --data", names.DATASETS),
+        ("objectives: --objective, or --objectives to compare them", names.OBJECTIVES),
+        ("optimisers: --optimiser, or --optimisers", {k: v for k, v in names.OPTIMISERS.items() if k in names.SOLVERS}),
+        ("when a fit ends: --stop", names.RULES),
+        ("where it starts: --start", names.STARTS),
     ):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in known.items():
@@ -84,8 +90,17 @@ def compare_guides(  # noqa: PLR0917
         str | None, typer.Option(help="Guides, such as `Local(MeanField), Amortized(LowRank(2), MLP((64,))), AutoNormal`.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds each guide is fitted with.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each fit.")] = 1500,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")] = 0.03,
+    objectives: Annotated[
+        str | None, typer.Option(help="Objectives, a further axis of the table, such as `TraceELBO, StickingTheLanding(8)`.")
+    ] = None,
+    optimisers: Annotated[
+        str | None, typer.Option(help="Optimisers, a further axis, such as `Adam, SGD(momentum=0.9), FixedDraws`.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each fit; 1500 without --stop.")] = None,
+    lr: Annotated[float | None, typer.Option(help=RATE)] = None,
+    stop: Stop = None,
+    start: Start = None,
+    restarts: Restarts = 1,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")] = None,
     particles: Annotated[int, typer.Option(min=2, help="Draws for each ELBO after its fit.")] = 1000,
     jobs: Annotated[int, typer.Option(min=1, help="Processes to share the fits out to.")] = cpu_count(),
@@ -108,6 +123,7 @@ def compare_guides(  # noqa: PLR0917
         chosen = DEFAULT_PROBLEMS if model is None else ((model, data),)
         problems = [names.problem(name, source) for name, source in chosen]
         factories = None if guides is None else names.parse_guides(guides)
+        options = method(steps, lr, stop, start, restarts, (1500, 0.03))
         folders = [out / re.sub(r"[^0-9A-Za-z]+", "-", title).strip("-") for title, _, _ in problems]
         for folder in folders:
             check_folder(folder, overwrite=overwrite)
@@ -117,13 +133,14 @@ def compare_guides(  # noqa: PLR0917
                 instance,
                 factories or names.parse_guides(default),
                 x,
-                steps=steps,
-                lr=lr,
+                objectives=None if objectives is None else names.parse_objectives(objectives),
+                optimisers=None if optimisers is None else names.parse_optimisers(optimisers),
                 batch_size=batch_size,
                 seeds=seeds,
                 particles=particles,
                 jobs=jobs,
                 progress=console.is_terminal,
+                **options,
             )
             console.print(_table(title, result), "")
             draws = max(10, min(500, NUMBERS_STORED // x.numel()))
@@ -136,9 +153,9 @@ def explained() -> Iterator[None]:
     """Bad input ends with its message and exit code 2, a failed fit with 1; neither with a traceback."""
     try:
         yield
-    except (NonFiniteLossError, TypeError, ValueError, OSError) as error:
+    except (DivergedError, NonFiniteLossError, TypeError, ValueError, OSError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1 if isinstance(error, NonFiniteLossError) else 2) from None
+        raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from None
 
 
 def _table(title: str, result: Comparison) -> Table:
@@ -154,6 +171,9 @@ def _table(title: str, result: Comparison) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("guide", overflow="fold", min_width=16)
+    axes = [axis for axis in ("objective", "optimiser") if axis in rows[0]]
+    for axis in axes:
+        table.add_column(axis, overflow="fold")
     columns = ["ELBO ± SE", *(["log p(x)"] if evidence else []), "gap", "gap / N", "best gap", "seconds"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -166,7 +186,7 @@ def _table(title: str, result: Comparison) -> Table:
             "best gap": _number(row["best_gap"], 3),
             "seconds": _number(row["seconds"], 1),
         }
-        table.add_row(escape(row["guide"]), *(cells[column] for column in columns))
+        table.add_row(escape(row["guide"]), *(row[axis] or "–" for axis in axes), *(cells[column] for column in columns))
     return table
 
 

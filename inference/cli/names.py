@@ -6,11 +6,14 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple, get_type_hints
 
 import pyro.infer.autoguide as autoguides
+import torch
 from pyro.infer.autoguide import AutoContinuous, AutoDiscreteParallel, AutoGuide, AutoGuideList
 from torch import Tensor
+from torch.optim import Optimizer
 
 import guides
 import models
@@ -18,15 +21,28 @@ from guides import Family, Guide
 from models import Model, datasets, images
 from models.datasets import Dataset
 
+from .. import objectives, optimisers, starting, stopping
+from ..optimisers import Solver
+from ..starting import Start
+from ..stopping import Rule
+
 __all__ = [
     "AUTOGUIDES",
     "DATASETS",
     "ENCODERS",
     "FAMILIES",
     "MODELS",
+    "OBJECTIVES",
+    "OPTIMISERS",
+    "RULES",
     "SOURCES",
+    "STARTS",
     "UnknownNameError",
     "parse_guides",
+    "parse_objectives",
+    "parse_optimisers",
+    "parse_rules",
+    "parse_start",
     "problem",
 ]
 
@@ -45,6 +61,10 @@ def _needs_only_a_model(guide: type) -> bool:
     return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters[1:])
 
 
+def _required(function: Callable[..., Any]) -> list[str]:
+    return [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+
+
 MODELS: dict[str, type[Model]] = _concrete(models, Model)
 SOURCES: dict[str, type[Guide]] = _concrete(guides, Guide)
 FAMILIES: dict[str, type[Family]] = _concrete(guides, Family)
@@ -60,6 +80,15 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) and get_type_hints(getattr(module, name))["return"] is Dataset
 }
+
+
+OBJECTIVES: dict[str, Any] = {
+    name: value for name, value in vars(objectives).items() if name in objectives.__all__ and hasattr(value, "estimates_elbo")
+}
+SOLVERS: dict[str, type[Solver]] = _concrete(optimisers, Solver)
+OPTIMISERS: dict[str, Any] = {**_concrete(torch.optim, Optimizer), **_concrete(optimisers, Optimizer), **SOLVERS}
+RULES: dict[str, type[Rule]] = {name: rule for name, rule in _concrete(stopping, Rule).items() if name != "When"}
+STARTS: dict[str, type[Start]] = {name: start for name, start in _concrete(starting, Start).items() if not _required(start)}
 
 
 class UnknownNameError(ValueError):
@@ -84,6 +113,37 @@ def parse_guides(text: str) -> dict[str, Callable[[Any], Any]]:
         _check_call(expression, source, None, *parts)
         factories[expression.text] = _factory(source, parts, expression.kwargs)
     return factories
+
+
+def parse_objectives(text: str) -> dict[str, Any]:
+    """Objectives from ``TraceELBO, StickingTheLanding(8)``."""
+    return {e.text: _made(e, _look_up(e.name, OBJECTIVES, "objective")) for e in _expressions(text)}
+
+
+def parse_optimisers(text: str) -> dict[str, Any]:
+    """Optimisers for `fit` from ``Adam, SGD(momentum=0.9), FixedDraws``."""
+    made = {}
+    for expression in _expressions(text):
+        kind = _look_up(expression.name, OPTIMISERS, "optimiser")
+        if expression.args:
+            raise UnknownNameError(f"{expression.text}: options are given by name, as in SGD(momentum=0.9).")
+        if expression.name in SOLVERS:
+            made[expression.text] = _made(expression, kind)
+        else:
+            _check_call(expression, kind, [])
+            made[expression.text] = partial(kind, **expression.kwargs)
+    return made
+
+
+def parse_rules(text: str) -> list[Rule]:
+    """Rules that end a fit, from ``Converged(tolerance=0.1), MaxSeconds(60)``."""
+    return [_made(e, _look_up(e.name, RULES, "rule")) for e in _expressions(text)]
+
+
+def parse_start(text: str) -> Start:
+    """Where a fit starts, from ``FromPrior``."""
+    (expression,) = _expressions(text, limit=1)
+    return _made(expression, _look_up(expression.name, STARTS, "start"))
 
 
 def problem(model: str, data: str | None) -> tuple[str, Model, Tensor]:
@@ -136,6 +196,10 @@ def _part(node: ast.expr) -> Any:
     """A family or an encoder, ``LowRank(2)`` or plain ``MeanField``."""
     expression = _expression(node)
     kind = _look_up(expression.name, {**FAMILIES, **ENCODERS}, "family or encoder")
+    return _made(expression, kind)
+
+
+def _made(expression: Expression, kind: Any) -> Any:
     literals = [_literal(argument) for argument in expression.args]
     _check_call(expression, kind, *literals)
     return kind(*literals, **expression.kwargs)

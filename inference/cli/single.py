@@ -29,6 +29,7 @@ from ..results import check_folder, written_whole
 from ..row_ascent import Ascent
 from . import names
 from .main import app, console, explained
+from .method import RATE, Method, Objective, Optimiser, Restarts, Start, Stop, method
 
 __all__ = ["evidence_of_one", "fit_one", "gaps_of_many"]
 
@@ -42,8 +43,8 @@ VAE_GUIDES = ", ".join(
 Model = Annotated[str, typer.Option(help="A model, as in `taut list`.")]
 Data = Annotated[str | None, typer.Option(help="A data set, such as `digits(binarised=True)`; by default the model's own.")]
 OneGuide = Annotated[str, typer.Option(help="A guide, such as `Amortized(MeanField, MLP((64,)))`.")]
-Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps of a fit.")]
-Rate = Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a fit, unless --stop is given.")]
+Rate = Annotated[float | None, typer.Option(help=RATE)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")]
 Particles = Annotated[int, typer.Option(min=2, help="Draws for each ELBO after a fit.")]
 Seed = Annotated[int, typer.Option(help="Fixes initial values, batches and noise.")]
@@ -55,8 +56,13 @@ def fit_one(  # noqa: PLR0917
     model: Model = "VAE",
     data: Data = None,
     guide: OneGuide = "Amortized(MeanField, MLP)",
-    steps: Steps = 2000,
-    lr: Rate = 0.01,
+    steps: Steps = None,
+    lr: Rate = None,
+    objective: Objective = None,
+    optimiser: Optimiser = None,
+    stop: Stop = None,
+    start: Start = None,
+    restarts: Restarts = 1,
     batch_size: Batch = None,
     particles: Particles = 100,
     seed: Seed = 0,
@@ -70,17 +76,20 @@ def fit_one(  # noqa: PLR0917
         taut fit --model VAE --data "digits(binarised=True)" --guide "Amortized(MeanField, MLP((200,)))" --batch-size 100
     """
     with explained():
+        how = method(steps, lr, stop, start, restarts, (2000, 0.01), objective, optimiser)
         check_folder(out, overwrite=overwrite)
         title, instance, x = names.problem(model, data)
-        done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+        done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed)
         found = elbo(done.model, done.guide, x, particles=particles, seed=seed).total
-        table = _table(f"{title}, {guide}\nN = {len(x)}, {steps} steps, {done.seconds:.1f} s; nats per datum", "quantity", "")
+        effort = f"{done.steps} steps, {done.seconds:.1f} s"
+        table = _table(f"{title}, {guide}\nN = {len(x)}, {effort}; nats per datum", "quantity", "")
         for name in ("elbo", "reconstruction", "complexity"):
             table.add_row(name, _pm(getattr(found, name) / len(x), getattr(found, f"{name}_se") / len(x)))
         if isinstance(instance, Tractable):
             with torch.no_grad():
                 table.add_row("log p(x), exact", f"{float(instance.log_evidence(x).sum()) / len(x):.4f}")
         console.print(table)
+        console.print(f"Ended because: {done.stop.reason}.", soft_wrap=True)
         with written_whole(out) as part:
             torch.save(instance.state_dict(), part / "model.pt")
             if isinstance(done.guide, torch.nn.Module):
@@ -95,8 +104,13 @@ def evidence_of_one(  # noqa: PLR0917
     model: Model = "VAE",
     data: Data = None,
     guide: OneGuide = "Amortized(MeanField, MLP)",
-    steps: Steps = 2000,
-    lr: Rate = 0.01,
+    steps: Steps = None,
+    lr: Rate = None,
+    objective: Objective = None,
+    optimiser: Optimiser = None,
+    stop: Stop = None,
+    start: Start = None,
+    restarts: Restarts = 1,
     batch_size: Batch = None,
     samples: Annotated[int, typer.Option(min=1, help="Draws of the importance-weighted bound.")] = 5000,
     temperatures: Annotated[int, typer.Option(min=0, help="Temperatures of annealed importance sampling; 0: none.")] = 0,
@@ -110,8 +124,9 @@ def evidence_of_one(  # noqa: PLR0917
         taut evidence --model VAE --data "digits(binarised=True)" --batch-size 100 --temperatures 100
     """
     with explained():
+        how = method(steps, lr, stop, start, restarts, (2000, 0.01), objective, optimiser)
         title, instance, x = names.problem(model, data)
-        done = _fitted(instance, _only(guide), x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+        done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed)
         fitted, some = _first(done, x, rows)
         table = _table(
             f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS", "worst k̂"
@@ -139,8 +154,13 @@ def gaps_of_many(  # noqa: PLR0917
     guides: Annotated[str, typer.Option(help="Guides of this suite, such as `Local(Flow), Amortized(MeanField, MLP)`.")] = (
         VAE_GUIDES
     ),
-    steps: Steps = 1000,
-    lr: Rate = 0.01,
+    steps: Steps = None,
+    lr: Rate = None,
+    objective: Objective = None,
+    optimiser: Optimiser = None,
+    stop: Stop = None,
+    start: Start = None,
+    restarts: Restarts = 1,
     batch_size: Batch = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
     ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
@@ -157,6 +177,7 @@ def gaps_of_many(  # noqa: PLR0917
         taut gaps --data "digits(binarised=True)" --batch-size 128
     """
     with explained():
+        how = method(steps, lr, stop, start, restarts, (1000, 0.01), objective, optimiser)
         check_folder(out, overwrite=overwrite)
         title, instance, x = names.problem(model, data)
         factories = names.parse_guides(guides)
@@ -164,7 +185,7 @@ def gaps_of_many(  # noqa: PLR0917
         table = _table(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", "guide", *heads)
         records, pictures = [], {}
         for name, factory in factories.items():
-            done = _fitted(copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+            done = _fitted(copy.deepcopy(instance), factory, x, how, batch_size=batch_size, seed=seed)
             found = gaps(
                 done.model,
                 *_first(done, x, rows),
@@ -193,12 +214,10 @@ def _only(text: str) -> Callable[[Any], Any]:
     return next(iter(factories.values()))
 
 
-def _fitted(
-    model: Any, factory: Callable[[Any], Any], x: Tensor, *, steps: int, lr: float, batch_size: int | None, seed: int
-) -> Fit:
+def _fitted(model: Any, factory: Callable[[Any], Any], x: Tensor, how: Method, *, batch_size: int | None, seed: int) -> Fit:
     with isolated(seed):
         guide = factory(model)
-    return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
+    return fit(model, guide, x, **how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
 
 
 def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:

@@ -12,6 +12,7 @@ from ..fit import fit
 from ..trust import Verdict, trust
 from . import names
 from .main import app, console, explained
+from .method import RATE, Objective, Optimiser, Restarts, Start, Stop, method
 
 __all__ = ["trust_fit"]
 
@@ -23,8 +24,13 @@ def trust_fit(  # noqa: PLR0917
     data: Annotated[
         str | None, typer.Option(help="A data set, such as `diabetes`; by default the model's own demonstration.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")] = 0.03,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; 2000, unless --stop is given.")] = None,
+    lr: Annotated[float | None, typer.Option(help=RATE)] = None,
+    objective: Objective = None,
+    optimiser: Optimiser = None,
+    stop: Stop = None,
+    start: Start = None,
+    restarts: Restarts = 1,
     draws: Annotated[int, typer.Option(min=500, help="Draws that are weighed by the posterior.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the fit and the draws.")] = 0,
 ) -> None:
@@ -40,7 +46,8 @@ def trust_fit(  # noqa: PLR0917
         if len(factories) != 1:
             raise names.UnknownNameError(f"--guide takes one guide, but {guide!r} has {len(factories)}.")
         (factory,) = factories.values()
-        done = fit(instance, factory(instance), x, steps=steps, lr=lr, seed=seed, progress=console.is_terminal)
+        how = method(steps, lr, stop, start, restarts, (2000, 0.03), objective, optimiser)
+        done = fit(instance, factory(instance), x, **how, seed=seed, progress=console.is_terminal)
         console.print(_table(f"{title}: {guide}", trust(done, x, draws=draws, seed=seed)))
 
 
