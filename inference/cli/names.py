@@ -13,7 +13,7 @@ import pyro.infer.autoguide as autoguides
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoDiscreteParallel, AutoGuide, AutoGuideList
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 import guides
 import models
@@ -22,7 +22,7 @@ from models import Model, datasets, images
 from models.datasets import Dataset
 
 from .. import objectives, optimisers, starting, stopping
-from ..optimisers import Solver
+from ..optimisers import JointStep, Solver
 from ..starting import Start
 from ..stopping import Rule
 
@@ -86,7 +86,8 @@ OBJECTIVES: dict[str, Any] = {
     name: value for name, value in vars(objectives).items() if name in objectives.__all__ and hasattr(value, "estimates_elbo")
 }
 SOLVERS: dict[str, type[Solver]] = _concrete(optimisers, Solver)
-OPTIMISERS: dict[str, Any] = {**_concrete(torch.optim, Optimizer), **_concrete(optimisers, Optimizer), **SOLVERS}
+STEPS = {**_concrete(torch.optim, Optimizer), **_concrete(optimisers, Optimizer)}
+OPTIMISERS: dict[str, Any] = {n: o for n, o in STEPS.items() if o not in (Optimizer, LBFGS, JointStep)} | SOLVERS
 RULES: dict[str, type[Rule]] = {name: rule for name, rule in _concrete(stopping, Rule).items() if name != "When"}
 STARTS: dict[str, type[Start]] = {name: start for name, start in _concrete(starting, Start).items() if not _required(start)}
 
