@@ -13,6 +13,7 @@ from test_cli import run
 from guides import FullRank, Global, MeanField
 from inference import compare, fit, objectives, optimisers, stopping
 from inference.cli import names
+from inference.engine import Eager
 from inference.objectives import StickingTheLanding, TraceELBO
 from inference.optimisers import FixedDraws, Solver
 from inference.results import save_comparison
@@ -28,7 +29,7 @@ def result():
     model, x = demo(LinearRegression)
     loud = {"one draw": TraceELBO(), "quiet": StickingTheLanding(4)}
     ways = {"Adam": torch.optim.Adam, "solver": FixedDraws()}
-    return model, x, compare(model, GUIDES, x, objectives=loud, optimisers=ways, steps=60, lr=0.05, seeds=2)
+    return model, x, compare(model, GUIDES, x, objectives=loud, optimisers=ways, steps=60, lr=0.05, seeds=2, engine=Eager)
 
 
 class TestCompare:
@@ -44,7 +45,7 @@ class TestCompare:
         model, x, comparison = result
         (found,) = [r for r in comparison.runs if r.name == "full rank, quiet, Adam" and r.seed == 1]
         guide = Global(model, FullRank())
-        again = fit(model, guide, x, objective=StickingTheLanding(4), steps=60, lr=0.05, seed=1)
+        again = fit(model, guide, x, objective=StickingTheLanding(4), steps=60, lr=0.05, seed=1, engine=Eager)
         assert torch.equal(found.fit.nelbo, again.nelbo)
         (other,) = [r for r in comparison.runs if r.name == "full rank, one draw, Adam" and r.seed == 1]
         assert not torch.equal(other.fit.nelbo, again.nelbo)
