@@ -467,9 +467,9 @@ class TestDivergence:
 
         # ½ · 6 (h − 5/6)² is multiplied by (1 − 6 lr)² at each step.
         with pytest.raises(DivergedError, match="the loss has risen from .* the ELBO falls to −inf") as caught:
-            fit(gaussian, guide, self.x, steps=3000, lr=0.345, optimiser=sgd, schedule=None)
+            fit(gaussian, guide, self.x, steps=3000, lr=0.345, optimiser=sgd, schedule=None, engine=Eager)
         assert caught.value.step in {100, 200, 400, 800}
-        fit(gaussian, guide, self.x, steps=300, lr=0.3, optimiser=sgd, schedule=None)
+        fit(gaussian, guide, self.x, steps=300, lr=0.3, optimiser=sgd, schedule=None, engine=Eager)
 
     @pytest.mark.parametrize("place", [0.0, 1.0])
     def test_of_the_standard_deviation(self, place):
