@@ -162,7 +162,9 @@ def fit(
             objective = quiet(guide, first) if free else TraceELBO()
         stack.enter_context(_own_nan_check())
 
-        def assemble(rate: float, kind: type[Engine], rows: RowOptimiser, parameters: list[Tensor]) -> tuple[Engine, LiveRun]:
+        def assemble(
+            rate: float, kind: type[Engine], stream: Batches, rows: RowOptimiser, parameters: list[Tensor]
+        ) -> tuple[Engine, LiveRun]:
             descent = optimiser(parameters, lr=rate)
             if isinstance(descent, torch.optim.LBFGS):
                 raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
@@ -177,13 +179,14 @@ def fit(
 
         def trial(rate: float) -> tuple[Engine, LiveRun]:
             own = RowOptimiser()
-            return assemble(rate, Eager, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
+            again = Batches(args, batch_size, transform)  # a table's rows have no optimiser state in the first epoch only
+            return assemble(rate, Eager, again, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
 
         if start is not None:
             begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
         if lr is None:
             lr = find_rate(trial) if free else 0.01
-        machine, run = assemble(lr, engine, rows, parameters)
+        machine, run = assemble(lr, engine, stream, rows, parameters)
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
         ended = _watched(machine, run, rules, bar)
     return Fit(
