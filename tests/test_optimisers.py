@@ -192,7 +192,7 @@ def global_state(guide):
         "store": {name: value.tolist() for name, value in store.items()},
         "warnings": list(warnings.filters),
         "float errors": np.geterr(),
-        "gradients": [(p.requires_grad, p.grad.tolist()) for p in guide.parameters()],
+        "gradients": [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in guide.parameters()],
     }
 
 
