@@ -314,6 +314,8 @@ def _solved(
 
 def _solver_stop(solver: Solver, taken: int, steps: int) -> Stop:
     name = type(solver).__name__
+    if taken < steps and not solver.exact:
+        return Stop(solver, f"{name} ended after {taken} iterations; its q is no optimum of the ELBO", converged=False)
     if taken < steps:
         return Stop(solver, f"{name} met its own tolerance after {taken} iterations", converged=True)
     return Stop(solver, f"{name} took the {steps} iterations it was given", converged=False)

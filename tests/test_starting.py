@@ -16,7 +16,7 @@ from inference import analytic_elbo, elbo, fit, kl, starting
 from inference.engine import Eager
 from inference.isolation import isolated
 from inference.optimisers import FixedDraws
-from inference.starting import FromDraws, FromGuide, FromInit, FromPrior, Start
+from inference.starting import FromDraws, FromGuide, FromInit, FromPathfinder, FromPrior, Start
 from inference.starting.place import place
 from models import EightSchools, GaussianMean, LinearRegression, LocalGaussian, LocalModel
 
@@ -177,3 +177,26 @@ def test_a_fit_from_the_prior_starts_wide():
     fit(model, guide, x, steps=1, lr=1e-6, start=FromPrior())
     assert elbo(model, guide, x, particles=10).value < 0
     assert (guide.q(x).stddev > 0.5).all()
+
+
+def test_pathfinder_starts_in_the_bulk():
+    """A fit that hardly moves is near the best from there, and far from it where guides start by default."""
+    model, x = demo(LinearRegression)
+    gaps = []
+    for start in (None, FromPathfinder()):
+        guide = Global(model, FullRank())
+        fit(model, guide, x, steps=1, lr=1e-6, start=start)
+        gaps.append(float((model.log_evidence(x) - analytic_elbo(model, guide.q(x), x)).detach()))
+    assert gaps[0] > 100.0
+    assert gaps[1] < 1.0
+
+
+def test_pathfinder_without_a_finite_start():
+    def broken(x):
+        h = pyro.sample("h", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("broken", h.sum() * float("inf"))
+
+    with pytest.raises(ValueError, match="not finite along any path: use FromInit"):
+        fit(broken, Global(broken, FullRank()), torch.ones(1), steps=1, start=FromPathfinder())
+    with pytest.raises(ValueError, match="count must be at least 2"):
+        FromPathfinder(count=1)

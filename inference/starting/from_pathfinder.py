@@ -1,0 +1,51 @@
+"""The Gaussian that Pathfinder finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guides import FullRank, Global
+
+from ..draws import draws as draw
+from ..optimisers import Pathfinder, Target
+from .base import Start
+
+__all__ = ["FromPathfinder"]
+
+
+@dataclass(frozen=True)
+class FromPathfinder(Start):
+    """Starts at the guide that is nearest to the best Gaussian along some quasi-Newton paths: in the bulk of the posterior.
+
+    It takes some tens to hundreds of gradients, and matrices of as many rows as the model has latents in all.
+
+    Args:
+        pathfinder: how it is found.
+        steps: the most iterations of all its paths.
+        count: draws to take from it.
+    """
+
+    pathfinder: Pathfinder = field(default_factory=Pathfinder)
+    steps: int = 400
+    count: int = 500
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"FromPathfinder: count must be at least 2, but is {self.count}.")
+        if self.steps < 1:
+            raise ValueError(f"FromPathfinder: steps must be at least 1, but is {self.steps}.")
+
+    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+        guide = Global(model, FullRank())
+        guide.setup(*args)
+        losses = self.pathfinder.solve(Target(model, guide, args, list(guide.parameters())), steps=self.steps)
+        if not isfinite(losses[-1]):
+            raise ValueError("FromPathfinder: log p(x, h) is not finite along any path: use FromInit or FromPrior.")
+        chunks = list(draw(model, guide, args, particles=self.count))
+        return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
