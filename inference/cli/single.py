@@ -45,6 +45,9 @@ OneGuide = Annotated[str, typer.Option(help="A guide, such as `Amortized(MeanFie
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps of a fit.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of Adam at the first step; falls to zero along a cosine.")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")]
+BatchOfEncoders = Annotated[
+    int | None, typer.Option(min=1, help="Rows in a minibatch; all by default, and always for a guide with a λ for each row.")
+]
 Particles = Annotated[int, typer.Option(min=2, help="Draws for each ELBO after a fit.")]
 Seed = Annotated[int, typer.Option(help="Fixes initial values, batches and noise.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace results that are already there.")]
@@ -141,7 +144,7 @@ def gaps_of_many(  # noqa: PLR0917
     ),
     steps: Steps = 1000,
     lr: Rate = 0.01,
-    batch_size: Batch = None,
+    batch_size: BatchOfEncoders = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
     ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
     particles: Particles = 500,
@@ -151,6 +154,9 @@ def gaps_of_many(  # noqa: PLR0917
     overwrite: Overwrite = False,
 ) -> None:
     """Fits each guide to a copy of the model and splits log p(x) − ELBO: the family's fault, the encoder's, the optimiser's.
+
+    A minibatch step moves an encoder for all rows, but of a table of λ its own rows alone: a Local guide takes all rows at
+    each step, so that as many steps mean as many to every λ.
 
     Example:
 
@@ -164,7 +170,9 @@ def gaps_of_many(  # noqa: PLR0917
         table = _table(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", "guide", *heads)
         records, pictures = [], {}
         for name, factory in factories.items():
-            done = _fitted(copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+            done = _fitted(
+                copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, whole_tables=True
+            )
             found = gaps(
                 done.model,
                 *_first(done, x, rows),
@@ -194,10 +202,20 @@ def _only(text: str) -> Callable[[Any], Any]:
 
 
 def _fitted(
-    model: Any, factory: Callable[[Any], Any], x: Tensor, *, steps: int, lr: float, batch_size: int | None, seed: int
+    model: Any,
+    factory: Callable[[Any], Any],
+    x: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    batch_size: int | None,
+    seed: int,
+    whole_tables: bool = False,
 ) -> Fit:
     with isolated(seed):
         guide = factory(model)
+    if isinstance(guide, Local) and whole_tables:
+        batch_size = None
     return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
 
 
