@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyro
@@ -42,8 +42,10 @@ class Length(NamedTuple):
     progress: bool
 
 
-Sampler = Callable[[LogJoint, Length], Chains]
-"""Draws from the density that a LogJoint is. Called inside `isolated`."""
+class Sampler(Protocol):
+    """Draws from the density that a LogJoint is. Called inside `isolated`."""
+
+    def __call__(self, joint: LogJoint, length: Length, /) -> Chains: ...
 
 
 def best_sampler() -> Sampler:

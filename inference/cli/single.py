@@ -46,6 +46,9 @@ OneGuide = Annotated[str, typer.Option(help="A guide, such as `Amortized(MeanFie
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a fit, unless --stop is given.")]
 Rate = Annotated[float | None, typer.Option(help=RATE)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")]
+BatchOfEncoders = Annotated[
+    int | None, typer.Option(min=1, help="Rows in a minibatch; all by default, and always for a guide with a λ for each row.")
+]
 Particles = Annotated[int, typer.Option(min=2, help="Draws for each ELBO after a fit.")]
 Seed = Annotated[int, typer.Option(help="Fixes initial values, batches and noise.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace results that are already there.")]
@@ -162,6 +165,9 @@ def gaps_of_many(  # noqa: PLR0917
     start: Start = None,
     restarts: Restarts = 1,
     batch_size: Batch = None,
+    steps: Steps = 1000,
+    lr: Rate = 0.01,
+    batch_size: BatchOfEncoders = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
     ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
     particles: Particles = 500,
@@ -171,6 +177,9 @@ def gaps_of_many(  # noqa: PLR0917
     overwrite: Overwrite = False,
 ) -> None:
     """Fits each guide to a copy of the model and splits log p(x) − ELBO: the family's fault, the encoder's, the optimiser's.
+
+    A minibatch step moves an encoder for all rows, but of a table of λ its own rows alone: a Local guide takes all rows at
+    each step, so that as many steps mean as many to every λ.
 
     Example:
 
@@ -186,6 +195,10 @@ def gaps_of_many(  # noqa: PLR0917
         records, pictures = [], {}
         for name, factory in factories.items():
             done = _fitted(copy.deepcopy(instance), factory, x, how, batch_size=batch_size, seed=seed)
+
+            done = _fitted(
+                copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, whole_tables=True
+            )
             found = gaps(
                 done.model,
                 *_first(done, x, rows),
@@ -218,6 +231,24 @@ def _fitted(model: Any, factory: Callable[[Any], Any], x: Tensor, how: Method, *
     with isolated(seed):
         guide = factory(model)
     return fit(model, guide, x, **how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
+
+
+def _fitted(
+    model: Any,
+    factory: Callable[[Any], Any],
+    x: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    batch_size: int | None,
+    seed: int,
+    whole_tables: bool = False,
+) -> Fit:
+    with isolated(seed):
+        guide = factory(model)
+    if isinstance(guide, Local) and whole_tables:
+        batch_size = None
+    return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
 
 
 def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:
