@@ -164,9 +164,6 @@ def gaps_of_many(  # noqa: PLR0917
     stop: Stop = None,
     start: Start = None,
     restarts: Restarts = 1,
-    batch_size: Batch = None,
-    steps: Steps = 1000,
-    lr: Rate = 0.01,
     batch_size: BatchOfEncoders = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
     ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
@@ -194,11 +191,7 @@ def gaps_of_many(  # noqa: PLR0917
         table = _table(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", "guide", *heads)
         records, pictures = [], {}
         for name, factory in factories.items():
-            done = _fitted(copy.deepcopy(instance), factory, x, how, batch_size=batch_size, seed=seed)
-
-            done = _fitted(
-                copy.deepcopy(instance), factory, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, whole_tables=True
-            )
+            done = _fitted(copy.deepcopy(instance), factory, x, how, batch_size=batch_size, seed=seed, whole_tables=True)
             found = gaps(
                 done.model,
                 *_first(done, x, rows),
@@ -227,19 +220,12 @@ def _only(text: str) -> Callable[[Any], Any]:
     return next(iter(factories.values()))
 
 
-def _fitted(model: Any, factory: Callable[[Any], Any], x: Tensor, how: Method, *, batch_size: int | None, seed: int) -> Fit:
-    with isolated(seed):
-        guide = factory(model)
-    return fit(model, guide, x, **how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
-
-
 def _fitted(
     model: Any,
     factory: Callable[[Any], Any],
     x: Tensor,
+    how: Method,
     *,
-    steps: int,
-    lr: float,
     batch_size: int | None,
     seed: int,
     whole_tables: bool = False,
@@ -248,7 +234,7 @@ def _fitted(
         guide = factory(model)
     if isinstance(guide, Local) and whole_tables:
         batch_size = None
-    return fit(model, guide, x, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=console.is_terminal)
+    return fit(model, guide, x, **how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
 
 
 def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:
