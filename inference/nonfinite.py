@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .batches import Batch
 from .row_optimiser import RowOptimiser
@@ -49,9 +50,12 @@ def explain(
 ) -> NonFiniteLossError:
     """Runs the step once more with its own noise, to find the first site whose log probability is not finite."""
     torch.set_rng_state(rng)
-    with rows, torch.no_grad():
-        guide_trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch.args, **batch.kwargs)
+    try:
+        with rows, torch.no_grad():
+            guide_trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch.args, **batch.kwargs)
+    except LinAlgError as error:
+        return NonFiniteLossError(step, None, f"a matrix could not be factorised ({error})")
     for role, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, site in trace.nodes.items():
             if site["type"] != "sample":

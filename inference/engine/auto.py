@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from subprocess import CalledProcessError
 
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class Auto(CompiledLoop):
     def _by_pyro(self) -> Tensor:
         """One step by Eager; the second shows whether the programs remember it."""
         problem = self.problem
-        watched = (problem.model, problem.guide, problem.objective) if self.taken == 1 else ()
+        watched = (problem.model, problem.guide, problem.objective, problem.batches.transform) if self.taken == 1 else ()
         before = memory(*watched)
         losses = self._by(self.eager, [next(problem.batches)])
         if memory(*watched) != before:
@@ -80,7 +81,11 @@ class Auto(CompiledLoop):
         assert self._example is not None
         entry = cache.entry(ready.loop, self._example, threads=ready.threads)
         if self._building is None and self._rest() > 2 * COMPILATION:
-            self._building = Background(entry, ready.loop, self._example, threads=ready.threads)
+            try:
+                self._building = Background(entry, ready.loop, self._example, threads=ready.threads)
+            except (OSError, CalledProcessError):
+                # No second process can be had here: the captured step goes on.
+                self._example = None
         elif self._building is not None and self._building.finished:
             self._example = None
             found = cache.find(entry)

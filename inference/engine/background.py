@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,11 +31,13 @@ class Background:
     def __init__(self, entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> None:
         layout = [(tuple(value.shape), value.stride(), value.dtype) for value in inputs]
         with tempfile.NamedTemporaryFile(prefix="taut-", suffix=".pickle", delete=False) as file:
-            pickle.dump((entry, Loop(loop.body, [], loop.packing), layout, threads), file)
+            # As text: a graph module would run, when it is unpickled, what does not depend on an input.
+            source = loop.body.code, loop.body.graph.python_code("self").globals
+            pickle.dump((entry, source, loop.packing, layout, threads, torch.get_default_dtype()), file)
         self._order = Path(file.name)
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        compiler = [sys.executable, "-m", "inference.engine.background", file.name]
+        compiler = [sys.executable, "-P", "-m", "inference.engine.background", file.name]
         # By way of a process that ends at once, so that none is left for this one to wait for.
         subprocess.run(
             [sys.executable, "-S", "-c", f"import subprocess; subprocess.Popen({compiler!r})"],
@@ -55,7 +58,10 @@ class Background:
 def _main(order: Path) -> None:
     os.nice(10)
     try:
-        entry, loop, layout, threads = pickle.loads(order.read_bytes())
+        entry, (code, names), packing, layout, threads, dtype = pickle.loads(order.read_bytes())
+        torch.set_default_dtype(dtype)
+        exec(code, names)
+        loop = Loop(partial(names["forward"], None), [], packing)
         inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layout]
         cache.make(entry, loop, inputs, threads=threads)
     finally:

@@ -4,45 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .build import Compiled, build, load
+from . import build as build_module
+from .build import BuildError, Compiled, build, load
 from .loop import Loop
 
 __all__ = ["MOST_BYTES", "entry", "find", "folder", "make"]
 
-FORMAT = 1
-"""Counts the versions of what `build` makes from a loop."""
 MOST_BYTES = 512 * 2**20
 """When more is kept, what was not used for longest is removed."""
 
 
 def folder() -> Path:
     """Where compiled loops are kept: $TAUT_CACHE, or taut in the user's folder of caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("TAUT_CACHE") or Path(caches) / "taut")
+    if own := os.environ.get("TAUT_CACHE"):
+        return Path(own)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "taut"
 
 
 def entry(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Path:
     """The place of a loop, named by all that its compiled form depends on: operations, layout of the inputs, versions and
     processor."""
     layout = [(tuple(value.shape), value.stride(), str(value.dtype)) for value in inputs]
-    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), threads, FORMAT)
-    return folder() / hashlib.sha256(repr((loop.body.code, layout, machine)).encode()).hexdigest()
+    processor = torch.backends.cpu.get_cpu_capability(), platform.machine(), _processor()
+    made_by = torch.__version__, torch.get_default_dtype(), threads, Path(build_module.__file__).read_text()
+    return folder() / hashlib.sha256(repr((loop.body.code, layout, processor, made_by)).encode()).hexdigest()
 
 
 def find(entry: Path) -> Compiled | None:
-    """The compiled loop, if it is there and whole."""
+    """The compiled loop, if it is there, whole, and can be loaded."""
     if not _is_whole(entry):
         return None
-    os.utime(entry)
-    return load(entry)
+    try:
+        found = load(entry)
+        os.utime(entry)
+    except (OSError, RuntimeError):
+        return None
+    return found
 
 
 def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> None:
@@ -54,14 +62,27 @@ def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> 
     Raises:
         BuildError: if it cannot be compiled.
     """
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
-        made = Path(work) / "loop"
-        made.mkdir()
-        build(loop, inputs, made, threads=threads)
-        (made / "checksum").write_text(_checksum(made))
-        _put(made, entry)
-    _forget_oldest(entry)
+    try:
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
+            made = Path(work) / "loop"
+            made.mkdir()
+            build(loop, inputs, made, threads=threads)
+            (made / "checksum").write_text(_checksum(made))
+            _put(made, entry)
+        _forget_oldest(entry)
+    except OSError as error:
+        raise BuildError(f"the compiled step could not be written to {entry.parent} ({error})") from error
+
+
+@cache
+def _processor() -> str:
+    """The instructions that this processor knows, for the compiler uses them all."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _put(made: Path, entry: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ from .eager import Eager
 from .graph import Graph, agree
 from .loop import Loop, loop
 from .threads import fewest_for, fixed_threads
-from .update import PlainOptimiserError, read_state, require_plain, updated, write_state
+from .update import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
 
 __all__ = ["CompiledLoop", "Ready"]
 
 MOST_STEPS = 1024
 """Steps in one call of the compiled loop."""
-CHECK_EVERY = 16
+CHECK_EVERY = 4
 """The loop is compared with Pyro at each power of this step, too."""
 
 
@@ -37,7 +37,7 @@ class CompiledLoop(Engine):
     The step is captured as `Graph` does it, with minibatch, transform and the optimiser's update, and compiled by torch's
     Inductor; a second fit of the same program, in whatever process, finds it on disk (`cache.folder`). Random operations
     stay in the loop and draw from the global generator in the programs' order: the trajectory is Eager's, to rounding.
-    The loop is compared with Eager's step before it is used, and again at steps 16, 256, 4096, ….
+    The loop is compared with Eager's step before it is used, and again at steps 4, 16, 64, 256, ….
 
     What cannot be captured, or differs, runs by `Eager`; what can be captured but not compiled, by `Graph`; either with one
     warning that says why. Without a warning, Pyro's own objectives run by `Eager` and Local guides on minibatches by `Graph`.
@@ -57,7 +57,9 @@ class CompiledLoop(Engine):
         if hasattr(problem.objective, "loss_and_grads"):
             self.instead = self.eager
         self._ready: Ready | None = None
+        self._settings: dict[str, Any] = {}
         self._due = 1
+        self._last_check = 0
 
     def advance(self, steps: int) -> Tensor:
         blocks = []
@@ -87,6 +89,7 @@ class CompiledLoop(Engine):
             return self._by(self.graph, map(batches.of, indices))
         try:
             if self._ready is None:
+                self._settings = settings_of(self.problem.optimiser)
                 self._ready = self._prepare(indices[0])
             return self._checked(indices[0]) if check else self._run(indices)
         except CaptureError as error:
@@ -137,41 +140,48 @@ class CompiledLoop(Engine):
         if found is None:
             cache.make(entry, ready.loop, example, threads=ready.threads)
             found = cache.find(entry)
-        assert found is not None
+        if found is None:
+            raise BuildError(f"what was compiled cannot be loaded from {entry}")
         return ready._replace(run=found)
 
     def _run(self, indices: Sequence[Tensor | None]) -> Tensor:
         """The loop's steps; by `Graph`, if there is a number among the results that is not finite, so that it is found."""
-        problem, schedule = self.problem, self.problem.schedule
-        group = problem.optimiser.param_groups[0]
-        rng, lr, before = torch.get_rng_state(), group["lr"], {} if schedule is None else schedule.state_dict()
+        if settings_of(self.problem.optimiser) != self._settings:
+            raise PlainOptimiserError("the optimiser's settings have changed")
+        rng, plan = torch.get_rng_state(), self._plan()
         losses, state = self._loop(indices, self._rates(len(indices)))
         if all(bool(values.isfinite().all()) for values in (losses, *state)):
             self._write(state)
             self.taken += len(indices)
             return losses
         torch.set_rng_state(rng)
-        group["lr"] = lr
-        if schedule is not None:
-            schedule.load_state_dict(before)
-        return self._by(self.graph, map(problem.batches.of, indices))
+        self._restore(plan)
+        return self._by(self.graph, map(self.problem.batches.of, indices))
 
     def _checked(self, index: Tensor | None) -> Tensor:
         """One step by Eager, which the loop has to repeat."""
-        problem = self.problem
-        rng = torch.get_rng_state()
+        problem, ready = self.problem, self._ready
+        assert ready is not None
+        rng, last = torch.get_rng_state(), self._last_check
         losses, state = self._loop([index], [problem.optimiser.param_groups[0]["lr"]])
         after = torch.get_rng_state()
         torch.set_rng_state(rng)
         expected = self._by(self.eager, [problem.batches.of(index)])
+        self._last_check = self.taken
+        self._due = CHECK_EVERY
         while self._due <= self.taken:
             self._due *= CHECK_EVERY
-        assert self._ready is not None
-        same = [agree(losses.to(self._ready.coarsest), expected), *map(agree, state, self._state())]
+        now = [*problem.parameters, *read_state(problem.optimiser, problem.parameters)]
+        if [value.shape for value in now] != ready.loop.packing.shapes:
+            # The step has met new parameters.
+            self._ready, self._due = None, self.taken
+            return expected
+        same = [agree(losses.to(ready.coarsest), expected), *map(agree, ready.loop.packing.unpack(state), now)]
         if not torch.equal(after, torch.get_rng_state()):
             self._leave_to(self.eager, f"{_DIFFERS} it draws other random numbers than the program")
         elif not all(same):
-            self._leave_to(self.eager, f"{_DIFFERS} its loss or update differs at step {self.taken - 1}")
+            unchecked = f"; steps {last} to {self.taken - 2} were not compared" if last else ""
+            self._leave_to(self.eager, f"{_DIFFERS} its loss or update differs at step {self.taken - 1}{unchecked}")
         return expected
 
     def _loop(self, indices: Sequence[Tensor | None], rates: list[float]) -> tuple[Tensor, list[Tensor]]:
@@ -183,13 +193,28 @@ class CompiledLoop(Engine):
         return losses[: len(rates)].clone(), state
 
     def _rates(self, count: int) -> list[float]:
-        """The learning rates of the next steps."""
-        group, rates = self.problem.optimiser.param_groups[0], []
+        """The learning rates of the next steps, taken from the schedule."""
+        optimiser, schedule, plan = self.problem.optimiser, self.problem.schedule, self._plan()
+        rates: list[float] = []
         for _ in range(count):
-            rates.append(float(group["lr"]))
-            if self.problem.schedule is not None:
-                self.problem.schedule.step()
+            rates.append(float(optimiser.param_groups[0]["lr"]))
+            if schedule is not None:
+                schedule.step()
+                if settings_of(optimiser) != self._settings:
+                    self._restore(plan)
+                    raise PlainOptimiserError(f"{type(schedule).__name__} changes more than the learning rate")
         return rates
+
+    def _plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The optimiser's settings and the schedule's place, for `_restore`."""
+        schedule = self.problem.schedule
+        group = {key: value for key, value in self.problem.optimiser.param_groups[0].items() if key != "params"}
+        return group, {} if schedule is None else schedule.state_dict()
+
+    def _restore(self, plan: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        self.problem.optimiser.param_groups[0].update(plan[0])
+        if self.problem.schedule is not None:
+            self.problem.schedule.load_state_dict(plan[1])
 
     def _state(self) -> list[Tensor]:
         assert self._ready is not None

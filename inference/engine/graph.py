@@ -58,7 +58,11 @@ class Graph(Engine):
         """Takes the step by `Eager`, captures it if it is new, and gives up on capture if the two differ."""
         parameters = self.problem.parameters
         before = torch.get_rng_state()
+        known = len(parameters)
         loss = self.eager.step(batch)
+        if len(parameters) != known:
+            # What was captured before knows nothing of the new ones.
+            self._graphs.clear()
         after = torch.get_rng_state()
         gradients = [parameter.grad for parameter in parameters]
         try:
@@ -80,7 +84,7 @@ class Graph(Engine):
     def _require_equal(self, found: list[Tensor | None], expected: list[Tensor | None], rng: Tensor) -> None:
         if not torch.equal(torch.get_rng_state(), rng):
             raise CaptureError("it draws other random numbers than the program")
-        if not all(map(agree, found, expected)):
+        if len(found) != len(expected) or not all(map(agree, found, expected)):
             raise CaptureError(f"its loss or gradient differs at step {self._steps - 1}")
 
     def _evaluate(self, batch: Batch) -> list[Tensor | None]:
@@ -108,5 +112,5 @@ def agree(found: Tensor | None, expected: Tensor | None) -> bool:
     if found is None or expected is None:
         return found is None and (expected is None or bool((expected == 0).all()))
     tolerance = RELATIVE.get(found.dtype, 1e-4)
-    largest = float(expected.abs().nan_to_num(0.0, 0.0).max())
+    largest = float(expected.detach().abs().nan_to_num(0.0, 0.0).max())
     return torch.allclose(found, expected.to(found), rtol=tolerance, atol=tolerance * (1e-12 + largest), equal_nan=True)

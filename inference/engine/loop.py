@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from .capture import CaptureError
+from .update import PlainOptimiserError
 
 __all__ = ["Loop", "Packing", "loop"]
 
@@ -55,7 +57,7 @@ class Loop:
         packing: of the state.
     """
 
-    body: fx.GraphModule
+    body: Any
     constants: list[Tensor]
     packing: Packing
 
@@ -78,6 +80,7 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
         minibatches: whether the last tensor of data is an index.
 
     Raises:
+        PlainOptimiserError: if the optimiser's state grows.
         CaptureError: if the step would change the type of its state, so that it cannot be repeated.
     """
     packing = Packing(state)
@@ -106,25 +109,16 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
     made.update(zip(arguments, inputs, strict=True))
     if minibatches:
         made[arguments[-1]] = _row(graph, inputs[-1], here, list(arguments[-1].meta["tensor_meta"].shape))
-    for node in step.graph.nodes:
-        if node.op == "get_attr" and node not in made:
-            value = kept[node]
-            # From an input, so that it stays an operation when the graph is pickled.
-            fill = (i, list(value.shape), value.reshape(-1)[0].item())
-            made[node] = graph.call_function(aten.new_full.default, fill, {"dtype": value.dtype})
-        elif node.target is aten.clone.default:
-            made[node] = made[node.all_input_nodes[0]]
-        elif node.op == "call_function":
-            made[node] = graph.node_copy(node, made.__getitem__)
-            if node.target in VIEWS:
-                # Here an input, or a constant, may have other strides than where the step was captured.
-                made[node].target = aten.reshape.default
+    made.update({n: _filled(graph, i, kept[n]) for n in kept if n not in made})
+    failures = _copy(step.graph, graph, made)
     returned: Any = step.graph.output_node().args[0]
     loss, *new = returned
-    for node, shape, dtype in zip(new, packing.shapes, packing.dtypes, strict=True):
-        meta = node.meta.get("tensor_meta")
-        if node not in given and meta is not None and (meta.shape, meta.dtype) != (shape, dtype):
-            raise CaptureError("a step changes the shape or dtype of a parameter or of the optimiser's state")
+    _require_same_state(new, packing, given)
+    for info in failures:
+        # Compiled code raises nothing: the loss says that a matrix could not be factorised.
+        wrong = graph.call_function(aten.any.default, (graph.call_function(aten.ne.Scalar, (info, 0)),))
+        poison = graph.call_function(aten.new_full.default, (made[loss], [], nan))
+        made[loss] = graph.call_function(aten.where.self, (wrong, poison, made[loss]))
     flat = [graph.call_function(aten.reshape.default, (made[node], [-1])) for node in new]
     packed = []
     for dtype in packing.groups:
@@ -140,6 +134,37 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
         )
     )
     return Loop(fx.GraphModule(torch.nn.Module(), graph), list(constants.values()), packing)
+
+
+def _filled(graph: fx.Graph, like: fx.Node, value: Tensor) -> fx.Node:
+    """A constant of equal numbers, written as an operation so that it can be fused."""
+    fill = (like, list(value.shape), value.detach().reshape(-1)[0].item())
+    return graph.call_function(aten.new_full.default, fill, {"dtype": value.dtype})
+
+
+def _copy(source: fx.Graph, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    """Copies the operations; returns what factorisations report of failure."""
+    failures = []
+    for node in source.nodes:
+        if node.target is aten.clone.default:
+            made[node] = made[node.all_input_nodes[0]]
+        elif node.target is aten._linalg_check_errors.default:
+            failures.append(made[node.all_input_nodes[0]])
+        elif node.op == "call_function":
+            made[node] = graph.node_copy(node, made.__getitem__)
+            if node.target in VIEWS:
+                # Here an input, or a constant, may have other strides than where the step was captured.
+                made[node].target = aten.reshape.default
+    return failures
+
+
+def _require_same_state(new: Sequence[fx.Node], packing: Packing, given: Sequence[fx.Node]) -> None:
+    if len(new) != len(packing.shapes):
+        raise PlainOptimiserError("the optimiser keeps more after a step than before it")
+    for node, shape, dtype in zip(new, packing.shapes, packing.dtypes, strict=True):
+        meta = node.meta.get("tensor_meta")
+        if node not in given and meta is not None and (meta.shape, meta.dtype) != (shape, dtype):
+            raise CaptureError("a step changes the shape or dtype of a parameter or of the optimiser's state")
 
 
 def _row(graph: fx.Graph, rows: fx.Node, here: fx.Node, shape: list[int]) -> fx.Node:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 __all__ = ["memory"]
@@ -19,14 +23,17 @@ MOST = 20_000
 """Values that are looked at; what lies beyond is taken to stand still."""
 
 
-def memory(*programs: Callable[..., Any]) -> int:
-    """A hash of every number, text, container and iterator that the programs can reach: it changes if they do.
+def memory(*programs: Callable[..., Any] | None) -> list[Any]:
+    """Numbers, texts, containers and iterators that the programs can reach, and the state of Python's and NumPy's generators.
 
-    Looks at closures, defaults, the globals that a function names, attributes of objects and modules, and into the functions
-    found there. Two equal hashes, before a call and after it, say that the call has left nothing behind for the next one,
-    such as a count of calls that anneals a scale.
+    Looks at closures, defaults, the globals that a function names, attributes of objects, classes and modules, and into the
+    functions found there. If it is the same before a call and after it, the call has left nothing behind there for the next
+    one, such as a count of calls that anneals a scale, and drawn from no generator but torch's.
     """
-    return hash(tuple(itertools.islice(_values(list(programs)), MOST)))
+    if not programs:
+        return []
+    generators = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a program may draw from
+    return [*generators, *itertools.islice(_values(list(programs)), MOST)]
 
 
 def _values(found: list[Any]) -> Iterator[Any]:
@@ -35,11 +42,13 @@ def _values(found: list[Any]) -> Iterator[Any]:
     while found:
         value = found.pop()
         if isinstance(value, PLAIN):
-            yield type(value), value
+            yield type(value), repr(value)
+        elif isinstance(value, (np.generic, np.ndarray)):
+            yield type(value), value.tobytes() if value.size <= MOST else value.shape
         elif isinstance(value, Tensor):
             if value.numel() == 1 and not value.requires_grad:
-                yield type(value), float(value)
-        elif id(value) not in seen and not isinstance(value, (ModuleType, type, CodeType, BuiltinFunctionType)):
+                yield type(value), repr(float(value))
+        elif id(value) not in seen and not isinstance(value, (type, CodeType, BuiltinFunctionType)):
             seen.add(id(value))
             # Held until the end, since the id of a freed object may be given to another.
             kept.append(value)
@@ -50,8 +59,10 @@ def _values(found: list[Any]) -> Iterator[Any]:
 def _parts(value: Any) -> list[Any]:
     parts: list[Any]
     match value:
-        case list() | tuple():
+        case list() | tuple() | deque():
             parts = list(value)
+        case ModuleType():
+            parts = [] if _is_library(value.__name__) else [v for v in vars(value).values() if isinstance(v, PLAIN)]
         case dict():
             parts = [part for pair in value.items() for part in pair]
         case set() | frozenset():
@@ -69,16 +80,25 @@ def _parts(value: Any) -> list[Any]:
         case Iterator() if type(value).__module__ == "builtins":
             parts = [value.__reduce__()]
         case _:
-            parts = [getattr(value, "__dict__", {}), *filter(_is_function, vars(type(value)).values())]
+            parts = [getattr(value, "__dict__", {}), *_of_class(type(value), value)]
     return parts
 
 
-def _is_function(value: Any) -> bool:
-    return isinstance(value, FunctionType)
+def _of_class(kind: type, value: Any) -> list[Any]:
+    """Functions and plain attributes of a user's class, and what `value` keeps in slots."""
+    if _is_library(kind.__module__):
+        return []
+    slots = [getattr(value, name, None) for name in getattr(kind, "__slots__", ())]
+    return [*slots, *(v for v in vars(kind).values() if isinstance(v, (FunctionType, *PLAIN)))]
+
+
+def _is_library(module: str) -> bool:
+    name = module.split(".", maxsplit=1)[0]
+    return name in LIBRARIES or name in sys.stdlib_module_names - {"__main__"}
 
 
 def _of_function(function: FunctionType) -> list[Any]:
-    if function.__module__ and function.__module__.split(".")[0] in LIBRARIES:
+    if _is_library(function.__module__ or ""):
         return []
     cells = [part for cell in function.__closure__ or () for part in _contents(cell)]
     names = set(_names(function.__code__))

@@ -40,8 +40,14 @@ def is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
+def is_check(node: fx.Node) -> bool:
+    """Whether the operation returns nothing, and is there for the error that it may raise."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.returns
+
+
 def _is_impure(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "output") or is_random(node)
+    return node.op in ("placeholder", "output") or is_random(node) or is_check(node)
 
 
 def _remove_no_ops(graph: fx.Graph) -> None:
@@ -91,7 +97,7 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Whether a result depends on constants alone; of what a fill is like, only the shape matters."""
     if node.target in FILLS:
         return "tensor_meta" in node.all_input_nodes[0].meta
-    return not is_random(node) and all(n in values for n in node.all_input_nodes)
+    return not is_random(node) and not is_check(node) and all(n in values for n in node.all_input_nodes)
 
 
 def _blank(node: fx.Node) -> Tensor:
@@ -110,7 +116,7 @@ def _merge_equal(module: fx.GraphModule) -> None:
                 if value.numel() <= LIMIT
                 else node
             )
-        elif node.op == "call_function" and not is_random(node):
+        elif node.op == "call_function" and not is_random(node) and not is_check(node):
             key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         else:
             continue
