@@ -87,7 +87,7 @@ def ratio(ours: list[float], theirs: list[float]) -> str:
 
 def start(name: str, case: str) -> float:
     """Seconds from the call to the first result, in a process of its own."""
-    command = [sys.executable, __file__, "--start", name, "--cases", case]
+    command = [sys.executable, __file__, "--start", name, "--cases", case, "--threads", str(torch.get_num_threads())]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout.splitlines()[-1])
 
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .loop import Loop
 
-__all__ = ["BuildError", "Compiled", "build", "load"]
+__all__ = ["BuildError", "build", "load"]
 
 Compiled = Callable[[list[Tensor]], list[Tensor]]
 """Runs a loop: takes the inputs of its body, with i = 0, and returns what it carries after `count` steps."""

@@ -109,6 +109,7 @@ def _inputs(batch: Batch) -> list[Tensor]:
 
 
 def agree(found: Tensor | None, expected: Tensor | None) -> bool:
+    """Whether two tensors are equal but for the order of sums, measured by the largest number in them; None is zero."""
     if found is None or expected is None:
         return found is None and (expected is None or bool((expected == 0).all()))
     tolerance = RELATIVE.get(found.dtype, 1e-4)
