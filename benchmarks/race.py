@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo  # which torch imports with the first optimiser, in a second that is no part of a start
 from race_runners.by_numpyro import by_numpyro
 from race_runners.by_pyro import by_engine, by_svi
 from race_runners.by_torch import by_torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pyro
@@ -10,6 +11,7 @@ import torch
 
 import guides
 import inference
+import inference.engine.auto
 import models
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -20,7 +22,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def fresh_state():
+def fresh_state(monkeypatch, tmp_path_factory):
+    """One state for every test, a cache of its own, and no compiler in the background."""
+    monkeypatch.setenv("TAUT_CACHE", str(tmp_path_factory.getbasetemp() / "compiled"))
+    monkeypatch.setattr(inference.engine.auto, "COMPILATION", math.inf)
     pyro.clear_param_store()
     pyro.enable_validation(True)
     with torch.random.fork_rng():

@@ -98,7 +98,7 @@ class TestNames:
         assert not {"Optimizer", "LBFGS"} & set(names.OPTIMISERS), "what fit would refuse"
         assert {"Converged", "Plateau", "MaxSteps", "MaxSeconds"} == set(names.RULES)
         assert set(names.RULES) < set(stopping.__all__)
-        assert set(names.STARTS) == {"FromInit", "FromPrior"}
+        assert set(names.STARTS) == {"FromInit", "FromPathfinder", "FromPrior"}, "those that need no draws or guide"
 
     def test_parse(self):
         assert names.parse_objectives("TraceELBO, StickingTheLanding(8)") == {

@@ -9,7 +9,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -32,7 +34,10 @@ class Background:
         layout = [(tuple(value.shape), value.stride(), value.dtype) for value in inputs]
         with tempfile.NamedTemporaryFile(prefix="taut-", suffix=".pickle", delete=False) as file:
             # As text: a graph module would run, when it is unpickled, what does not depend on an input.
-            source = loop.body.code, loop.body.graph.python_code("self").globals
+            names = loop.body.graph.python_code("self").globals
+            modules = {name: value.__name__ for name, value in names.items() if isinstance(value, ModuleType)}
+            others = {name: value for name, value in names.items() if name not in modules}
+            source = loop.body.code, modules, others
             pickle.dump((entry, source, loop.packing, layout, threads, torch.get_default_dtype()), file)
         self._order = Path(file.name)
         root = str(Path(__file__).parents[2])
@@ -58,8 +63,9 @@ class Background:
 def _main(order: Path) -> None:
     os.nice(10)
     try:
-        entry, (code, names), packing, layout, threads, dtype = pickle.loads(order.read_bytes())
+        entry, (code, modules, names), packing, layout, threads, dtype = pickle.loads(order.read_bytes())
         torch.set_default_dtype(dtype)
+        names.update({name: import_module(module) for name, module in modules.items()})
         exec(code, names)
         loop = Loop(partial(names["forward"], None), [], packing)
         inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layout]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx
@@ -41,7 +42,7 @@ def capture(
         CaptureError: if Python's control flow depends on a tensor's value, or a buffer is changed in place.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_stack_traces():
             warnings.simplefilter("ignore")
             traced = make_fx(lambda *_: loss_and_gradients())(list(leaves), list(args))
             _refuse_changed_constants(traced)
@@ -69,3 +70,14 @@ def _refuse_changed_constants(traced: fx.GraphModule) -> None:
                     break
             if isinstance(changed, fx.Node) and changed.op == "get_attr" and node.target.__name__ != "normal_.default":
                 raise CaptureError(f"a buffer of the model or guide is changed in place by {node.target}")
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """To record where each operation was called would take as long as all the rest."""
+    before = fx.config.do_not_emit_stack_traces
+    fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
