@@ -104,7 +104,9 @@ def starts(case: str, repeats: int) -> list[str]:
 
 
 def main(cases: list[str], repeats: int, start_repeats: int) -> None:
+    """Races the cases one after the other, and writes the section anew after each."""
     table = ["| case | " + " | ".join(RUNNERS) + " | ours / Pyro | ours / NumPyro |", "|---" * (len(RUNNERS) + 3) + "|"]
+    begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
     medians = []
     for case in cases:
         found = race(case, repeats)
@@ -112,28 +114,30 @@ def main(cases: list[str], repeats: int, start_repeats: int) -> None:
         medians.append(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)))
         times = " | ".join(f"{statistics.median(values):.3g}" for values in found.values())
         table.append(f"| ({case}) {CASES[case]} | {times} | {ratio(ours, found['Pyro SVI.step'])} | {ratio(ours, theirs)} |")
-    begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
-    begin += [f"| ({case}) | " + " | ".join(starts(case, start_repeats)) + " |" for case in cases if start_repeats]
-    record(
-        __file__,
-        "\n".join(
-            [
-                "## The race: microseconds a step",
-                "",
-                f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
-                f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
-                "",
-                *table,
-                "",
-                f"Median over the cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
-                "(goals 0.8 and 1.2).",
-                "",
-                f"Seconds from the call to the result of a fit of {STARTS} steps in a new process, imports aside "
-                f"(median and range of {start_repeats}); cold with empty caches of ours and Inductor's:",
-                "",
-                *begin,
-            ]
-        ),
+        if start_repeats:
+            begin.append(f"| ({case}) | " + " | ".join(starts(case, start_repeats)) + " |")
+        record(__file__, section(table, begin, medians, repeats, start_repeats))
+
+
+def section(table: list[str], begin: list[str], medians: list[float], repeats: int, start_repeats: int) -> str:
+    """The text of RESULTS.md."""
+    return "\n".join(
+        [
+            "## The race: microseconds a step",
+            "",
+            f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
+            f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
+            "",
+            *table,
+            "",
+            f"Median over these cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
+            "(goals 0.8 and 1.2).",
+            "",
+            f"Seconds from the call to the result of a fit of {STARTS} steps in a new process, imports aside "
+            f"(median and range of {start_repeats}); cold with empty caches of ours and Inductor's:",
+            "",
+            *begin,
+        ]
     )
 
 
