@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import cache
 from .background import Background
-from .base import Problem
-from .compiled import CompiledLoop, Ready
+from .base import Engine, Problem
+from .compiled import DRAWS_OTHERS, CompiledLoop, Ready
 from .memory import memory
 
 __all__ = ["Auto"]
@@ -32,7 +32,7 @@ class Auto(CompiledLoop):
     next one. All engines take the same trajectory, so that nothing but time depends on when the change is made.
 
     A program that remembers something from one call to the next, tensors aside, such as a count of its calls, runs by
-    Pyro throughout.
+    Pyro throughout; so does, in silence, one that seeds torch's generator itself.
 
     Args:
         problem: what to run.
@@ -58,6 +58,13 @@ class Auto(CompiledLoop):
             self._interpreted += len(losses)
             self._change(ready)
         return losses
+
+    def _leave_to(self, engine: Engine, why: str) -> None:
+        if why.endswith(DRAWS_OTHERS):
+            # As a SemiAmortized guide does, which seeds its climb: Pyro is right, and nothing is for the user to do.
+            self.instead = engine
+        else:
+            super()._leave_to(engine, why)
 
     def _by_pyro(self) -> Tensor:
         """One step by Eager; the second shows whether the programs remember it."""

@@ -20,7 +20,7 @@ from .loop import Loop, loop
 from .threads import fewest_for, fixed_threads
 from .update import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
 
-__all__ = ["CompiledLoop", "Ready"]
+__all__ = ["DRAWS_OTHERS", "CompiledLoop", "Ready"]
 
 MOST_STEPS = 1024
 """Steps in one call of the compiled loop."""
@@ -28,6 +28,8 @@ CHECK_EVERY = 4
 """The loop is compared with Pyro at each power of this step, too."""
 
 
+DRAWS_OTHERS = "it draws other random numbers than the program"
+"""Said of a program that sets the state of torch's generator itself."""
 _DIFFERS = "the fit runs by Pyro alone from here on, since its captured step cannot be used:"
 
 
@@ -178,7 +180,7 @@ class CompiledLoop(Engine):
             return expected
         same = [agree(losses.to(ready.coarsest), expected), *map(agree, ready.loop.packing.unpack(state), now)]
         if not torch.equal(after, torch.get_rng_state()):
-            self._leave_to(self.eager, f"{_DIFFERS} it draws other random numbers than the program")
+            self._leave_to(self.eager, f"{_DIFFERS} {DRAWS_OTHERS}")
         elif not all(same):
             unchecked = f"; steps {last} to {self.taken - 2} were not compared" if last else ""
             self._leave_to(self.eager, f"{_DIFFERS} its loss or update differs at step {self.taken - 1}{unchecked}")
