@@ -297,7 +297,8 @@ def _solved(
         with _gradients_restored(parameters), _own_nan_check():
             if start is not None:
                 place(guide, start.draws(model, args), args)
-            losses = torch.tensor(solver.solve(Target(model, guide, args, parameters), steps=steps), dtype=torch.float64)
+            solution = solver.solve(Target(model, guide, args, parameters), steps=steps)
+        losses = torch.tensor(solution.losses, dtype=torch.float64)
         if not losses[-1].isfinite():
             raise NonFiniteLossError(len(losses) - 1, None, f"{type(solver).__name__} diverged, its loss is not finite")
     return Fit(
@@ -307,18 +308,9 @@ def _solved(
         steps=len(losses),
         seconds=time.perf_counter() - begin,
         seed=seed,
-        stop=_solver_stop(solver, len(losses), steps),
+        stop=Stop(solver, f"{type(solver).__name__} {solution.reason}", converged=solution.converged),
         params=store,
     )
-
-
-def _solver_stop(solver: Solver, taken: int, steps: int) -> Stop:
-    name = type(solver).__name__
-    if taken < steps and not solver.exact:
-        return Stop(solver, f"{name} ended after {taken} iterations; its q is no optimum of the ELBO", converged=False)
-    if taken < steps:
-        return Stop(solver, f"{name} met its own tolerance after {taken} iterations", converged=True)
-    return Stop(solver, f"{name} took the {steps} iterations it was given", converged=False)
 
 
 @contextmanager

@@ -21,7 +21,16 @@ from torch.distributions import kl_divergence
 from guides import Amortized, Blocks, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, fit, optimisers
 from inference.isolation import isolated
-from inference.optimisers import BatchAndMatch, FixedDraws, NaturalGradient, Pathfinder, Solver, Target, linear_response
+from inference.optimisers import (
+    BatchAndMatch,
+    FixedDraws,
+    NaturalGradient,
+    Pathfinder,
+    Solution,
+    Solver,
+    Target,
+    linear_response,
+)
 from inference.optimisers.fixed_draws import SampleAverage, _matched
 from inference.optimisers.natural_gradient import _moved, _Points, _State
 from inference.optimisers.pathfinder import _diagonal, _inverse_hessian
@@ -256,6 +265,20 @@ class TestFixedDraws:
         relative = math.hypot(costs.std() / costs.mean(), truths.std() / truths.mean()) / len(costs) ** 0.5
         assert abs(ratio - 1) < 5 * relative < 1.5
         assert truths.mean() > 5 * 1e-4
+
+    def test_says_whether_its_tolerance_was_met(self):
+        count = CountRate()
+        ends = {}
+        for most, steps in ((4096, 500), (8, 500), (4096, 2)):
+            done = fit(
+                count, Global(count, FullRank()), count.x, steps=steps, optimiser=FixedDraws(4, tolerance=1e-3, most=most)
+            )
+            ends[most, steps] = done.stop
+        assert ends[4096, 500].converged
+        assert not ends[8, 500].converged
+        assert "8 draws" in ends[8, 500].reason
+        assert not ends[4096, 2].converged
+        assert "took the 2 iterations" in ends[4096, 2].reason
 
     def test_doubles_its_draws_until_they_do_not_matter(self):
         count = CountRate()
@@ -537,7 +560,7 @@ class Leaky(Solver):
 
     def solve(self, target, *, steps):
         np.seterr(all="ignore")
-        return [0.0]
+        return Solution.met([0.0])
 
 
 def test_the_check_of_global_state_sees_a_leak():

@@ -31,7 +31,7 @@ class Auto(CompiledLoop):
     is not known, and taken to be as long again as it was. The other process finishes even if the fit is over before, for the
     next one. All engines take the same trajectory, so that nothing but time depends on when the change is made.
 
-    A program that remembers something from one call to the next, tensors aside, such as a count of its calls, runs by
+    A program that remembers something from one call to the next, such as a count of its calls or running moments, runs by
     Pyro throughout; so does, in silence, one that seeds torch's generator itself.
 
     Args:

@@ -61,6 +61,9 @@ def capture(
 def _refuse_changed_constants(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         schema = getattr(node.target, "_schema", None)
+        if "batch_norm" in str(node.target) and any(n.op == "get_attr" for n in node.args[3:5] if isinstance(n, fx.Node)):
+            # Its running moments change, though its schema does not say so.
+            raise CaptureError(f"buffers of the model or guide may be changed in place by {node.target}")
         if schema is not None and schema.is_mutable:
             changed = node.args[0]
             while isinstance(changed, fx.Node) and changed.op == "call_function" and changed.args:

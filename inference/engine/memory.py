@@ -1,4 +1,4 @@
-"""What a program remembers from one call to the next, larger tensors aside."""
+"""What a program remembers from one call to the next, parameters and large tensors aside."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, Generat
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["memory"]
@@ -46,8 +47,8 @@ def _values(found: list[Any]) -> Iterator[Any]:
         elif isinstance(value, (np.generic, np.ndarray)):
             yield type(value), value.tobytes() if value.size <= MOST else value.shape
         elif isinstance(value, Tensor):
-            if value.numel() == 1 and not value.requires_grad:
-                yield type(value), repr(float(value))
+            if value.numel() <= MOST and not value.requires_grad and value.layout == torch.strided:
+                yield type(value), repr(value.tolist())
         elif id(value) not in seen and not isinstance(value, (type, CodeType, BuiltinFunctionType)):
             seen.add(id(value))
             # Held until the end, since the id of a freed object may be given to another.

@@ -1,6 +1,6 @@
 """Optimisers beyond torch's, for ``fit(optimiser=...)``: solvers with updates of their own, and steps without a rate."""
 
-from .base import Solver, Target
+from .base import Solution, Solver, Target
 from .batch_and_match import BatchAndMatch
 from .dog import DoG, DoWG, JointStep
 from .fixed_draws import FixedDraws
@@ -16,6 +16,7 @@ __all__ = [
     "JointStep",
     "NaturalGradient",
     "Pathfinder",
+    "Solution",
     "Solver",
     "Target",
     "linear_response",

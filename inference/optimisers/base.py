@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import nan
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Solver", "Target"]
+__all__ = ["Solution", "Solver", "Target"]
 
 
 class Target(NamedTuple):
@@ -18,6 +19,32 @@ class Target(NamedTuple):
     guide: Callable[..., Any]
     args: tuple[Any, ...]
     parameters: list[Tensor]
+
+
+class Solution(NamedTuple):
+    """How a solver ended."""
+
+    losses: list[float]
+    """An estimate of −ELBO, in nats, at each iteration; a last one that is not finite says that the fit diverged."""
+    reason: str
+    """Why it ended, to follow the solver's name."""
+    converged: bool
+    """Whether that was its own tolerance, met at an optimum of the ELBO."""
+
+    @classmethod
+    def met(cls, losses: list[float]) -> Solution:
+        """The tolerance was met."""
+        return cls(losses, f"met its own tolerance after {len(losses)} iterations", converged=True)
+
+    @classmethod
+    def ran_out(cls, losses: list[float]) -> Solution:
+        """There were no more iterations."""
+        return cls(losses, f"took the {len(losses)} iterations it was given", converged=False)
+
+    @classmethod
+    def diverged(cls, losses: list[float]) -> Solution:
+        """The loss stopped being finite."""
+        return cls([*losses, nan], f"diverged after {len(losses)} iterations", converged=False)
 
 
 class Solver(ABC):
@@ -35,6 +62,5 @@ class Solver(ABC):
         """Raises a ValueError, which names what would work, if this pair cannot be solved so."""
 
     @abstractmethod
-    def solve(self, target: Target, *, steps: int) -> list[float]:
-        """Sets the parameters. Returns an estimate of −ELBO, in nats, at each iteration; a last one that is not finite says
-        that the fit diverged."""
+    def solve(self, target: Target, *, steps: int) -> Solution:
+        """Sets the parameters, in at most `steps` iterations."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite, nan
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from guides import FullRank, Global, Guide, Local
 
 from ..isolation import unscoped
-from .base import Solver, Target
+from .base import Solution, Solver, Target
 from .scores import Scores
 
 __all__ = ["BatchAndMatch"]
@@ -66,7 +66,7 @@ class BatchAndMatch(Solver):
                 "BatchAndMatch finds q alone, but this model has parameters to learn too: use FixedDraws or torch's Adam."
             )
 
-    def solve(self, target: Target, *, steps: int) -> list[float]:
+    def solve(self, target: Target, *, steps: int) -> Solution:
         self.check(target)
         guide: Any = unscoped(target.guide)
         q = _double(guide.q(target.args[0]))
@@ -79,7 +79,7 @@ class BatchAndMatch(Solver):
             log_p, score = scores(z)
             nelbo = float((q.log_prob(z) - log_p).sum() / draws)
             if not (isfinite(nelbo) and bool(score.isfinite().all())):
-                return [*losses, nan]
+                return Solution.diverged(losses)
             losses.append(nelbo)
             mismatch = _mismatch(q, z, score)
             failures += mismatch >= best
@@ -91,8 +91,8 @@ class BatchAndMatch(Solver):
             change = float((kl_divergence(new, q) + kl_divergence(q, new)).sum())
             q = new
             if change < self.tolerance:
-                break
-        return losses
+                return Solution.met(losses)
+        return Solution.ran_out(losses)
 
 
 def _matched(q: MultivariateNormal, z: Tensor, scores: Tensor, rate: float) -> MultivariateNormal:

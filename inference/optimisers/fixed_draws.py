@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import nan, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
 from ..objectives.traces import PLATE, is_point_mass, traces
-from .base import Solver, Target
+from .base import Solution, Solver, Target
 
 __all__ = ["FixedDraws", "SampleAverage"]
 
@@ -67,7 +67,7 @@ class FixedDraws(Solver):
     def check(self, target: Target) -> None:
         self._correlated(target)
 
-    def solve(self, target: Target, *, steps: int) -> list[float]:
+    def solve(self, target: Target, *, steps: int) -> Solution:
         least = max(30, 2 * self._correlated(target) + 2)
         losses: list[float] = []
         draws = least if self.draws is None else self.draws
@@ -77,15 +77,20 @@ class FixedDraws(Solver):
             try:
                 found = average.minimum(newton=self.newton, iterations=steps - len(losses), callback=callback)
             except _NotFiniteError:
-                return [*losses, nan]
+                return Solution.diverged(losses)
             average.set(found.x)
             if not losses:
                 losses.append(float(found.fun))
-            if len(losses) >= steps or 2 * draws > self.most:
-                return losses
+            if len(losses) >= steps:
+                return Solution.ran_out(losses)
             cost, error = average.cost_of_noise(found.x)
             if cost + 2 * error < self.tolerance:
-                return losses
+                return Solution.met(losses)
+            if 2 * draws > self.most:
+                reason = (
+                    f"ended at {draws} draws, which cost about {cost:.2g} nats, more than its tolerance of {self.tolerance:g}"
+                )
+                return Solution(losses, reason, converged=False)
             draws *= 2
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite, log, nan, pi
+from math import inf, isfinite, log, pi
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from models.gaussian import moments
 
 from ..checks import check_count
 from ..isolation import unscoped
-from .base import Solver, Target
+from .base import Solution, Solver, Target
 from .precisions import block_mask, scale_tril
 from .scores import Scores
 
@@ -87,7 +87,7 @@ class NaturalGradient(Solver):
                 "shared latents): use FixedDraws or torch's Adam."
             )
 
-    def solve(self, target: Target, *, steps: int) -> list[float]:
+    def solve(self, target: Target, *, steps: int) -> Solution:
         self.check(target)
         guide: Any = unscoped(target.guide)
         at = _State.of(guide.q(target.args[0]))
@@ -109,7 +109,7 @@ class NaturalGradient(Solver):
                 rate = min(1.0, 2 * rate)
                 weight += rules
             if not slopes.within(inf):
-                return [*losses, nan]
+                return Solution.diverged(losses)
             losses.append(slopes.nelbo)
             kept, step = (at, slopes), rate * stride * rules / weight
             at = _moved(at, slopes, step)
@@ -124,7 +124,7 @@ class NaturalGradient(Solver):
             lengths.append(length)
             noise = step * max(lengths[-3:]) / 2
             if length < FIXED * self.tolerance or (noise < self.tolerance and cosine < 0):
-                break
+                return Solution.met(losses)
             if cosine > DRIFT or len(losses) == 1 or losses[-2] - losses[-1] > WORSE:
                 weight, stride = 0, min(2.0, 1.5 * stride) if cosine > STEADY and rate == 1 else 1.0
             elif cosine < 0:
@@ -132,7 +132,7 @@ class NaturalGradient(Solver):
                 if weight >= 4 * rules and rules < most:
                     rules = min(2 * rules, most)
                     points = _Points(target, at.loc, rules)
-        return losses
+        return Solution.ran_out(losses)
 
 
 class _State(NamedTuple):

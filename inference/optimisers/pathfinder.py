@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, log, nan, pi
+from math import isfinite, log, pi
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from guides import FullRank, Global, Guide, MeanField
 
 from ..checks import check_count
 from ..isolation import unscoped
-from .base import Solver, Target
+from .base import Solution, Solver, Target
 from .precisions import block_mask, scale_tril
 from .scores import Scores
 
@@ -72,7 +72,7 @@ class Pathfinder(Solver):
                 "Pathfinder finds q alone, but this model has parameters to learn too: use FixedDraws or torch's Adam."
             )
 
-    def solve(self, target: Target, *, steps: int) -> list[float]:
+    def solve(self, target: Target, *, steps: int) -> Solution:
         self.check(target)
         guide: Any = unscoped(target.guide)
         mean = guide.q(target.args[0]).mean.detach().double()
@@ -90,10 +90,12 @@ class Pathfinder(Solver):
             if len(losses) >= steps:
                 break
         if best is None:
-            return [*losses[:-1], nan]
+            return Solution.diverged(losses[:-1])
         with torch.no_grad():
             target.parameters[0].copy_(best[1])
-        return losses if isfinite(losses[-1]) else [*losses[:-1], best[0]]
+        if not isfinite(losses[-1]):
+            losses[-1] = best[0]
+        return Solution(losses, f"ended after {len(losses)} iterations; its q is no optimum of the ELBO", converged=False)
 
     @staticmethod
     def _judged(family: Any, mask: Tensor, gaussian: _Gaussian, scores: Scores) -> tuple[float, Tensor]:

@@ -44,7 +44,7 @@ class FromPathfinder(Start):
     def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         guide = Global(model, FullRank())
         guide.setup(*args)
-        losses = self.pathfinder.solve(Target(model, guide, args, list(guide.parameters())), steps=self.steps)
+        losses = self.pathfinder.solve(Target(model, guide, args, list(guide.parameters())), steps=self.steps).losses
         if not isfinite(losses[-1]):
             raise ValueError("FromPathfinder: log p(x, h) is not finite along any path: use FromInit or FromPrior.")
         chunks = list(draw(model, guide, args, particles=self.count))
