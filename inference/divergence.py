@@ -76,11 +76,14 @@ class Divergence:
 
 
 def _draws(run: LiveRun) -> dict[str, Tensor]:
-    """A few draws of each latent that has a density and is differentiable, shape (DRAWS, *shape)."""
-    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+    """A few draws of each latent that has a density and is differentiable, shape (DRAWS, *shape).
+
+    Gradients are recorded as in a step: without them, some guides do more work than a step does.
+    """
+    with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
         traces = [poutine.trace(run.guide).get_trace(*run.batch.args, **run.batch.kwargs) for _ in range(DRAWS)]
     names = [n for n, s in latents(traces[0]).items() if s["fn"].has_rsample and not is_point_mass(s["fn"])]
-    return {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names}
+    return {name: torch.stack([trace.nodes[name]["value"].detach() for trace in traces]) for name in names}
 
 
 def _spread(values: Tensor) -> Tensor:

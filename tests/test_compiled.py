@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import inference.engine.auto
 from guides import Amortized, Bernoulli, FullRank, Global, Local, MeanField
 from inference import NonFiniteLossError, fit, objectives
 from inference.engine import Auto, CompiledLoop, Eager, Graph, cache, compiled
+from inference.engine.background import Background
 from inference.engine.build import BuildError
 from inference.engine.graph import agree
 from inference.engine.loop import Packing
@@ -40,7 +42,8 @@ class Interpreted(CompiledLoop):
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(inference.engine.auto, "PATIENCE", 0.0)
+    monkeypatch.setattr(inference.engine.auto, "CAPTURE", 0)
+    monkeypatch.setattr(inference.engine.auto, "SMALL", math.inf)
     monkeypatch.setenv("TAUT_CACHE", str(tmp_path))
     Interpreted.loops.clear()
     return tmp_path
@@ -345,9 +348,9 @@ def test_auto_changes_to_compiled_code_in_the_middle_of_a_fit(monkeypatch, empty
     changes = []
 
     class Watched(Auto):
-        def _change(self, ready):
-            super()._change(ready)
-            if self._building is not None and self._example is not None:
+        def _change(self, ready, wanted):
+            super()._change(ready, wanted)
+            if self._building is not None and self._wanted is not None:
                 while not self._building.finished:
                     time.sleep(0.1)
             elif self._building is not None and not changes:
@@ -358,6 +361,59 @@ def test_auto_changes_to_compiled_code_in_the_middle_of_a_fit(monkeypatch, empty
     assert list(empty_cache.glob("*/loop.so"))
     assert 0 < changes[0] < 3000
     assert_same(run(Auto, steps=3000), expected)
+
+
+@pytest.mark.slow
+def test_what_was_compiled_before_is_captured_at_once(monkeypatch, empty_cache):
+    """A short fit of a large model would run by Pyro; its like on disk is worth the capture."""
+    monkeypatch.setattr(inference.engine.auto, "SMALL", 0.0)
+    steps = []
+
+    class Watched(Auto):
+        def _by_pyro(self):
+            steps.append(self.taken)
+            return super()._by_pyro()
+
+    expected = run(Eager, steps=60)
+    assert_same(run(Watched, steps=60), expected)
+    assert len(steps) == 60
+    run(CompiledLoop, steps=3)
+    steps.clear()
+    assert_same(run(Watched, steps=60), expected)
+    assert len(steps) == inference.engine.auto.FIRST
+    assert not cache.knows("known-other")
+
+
+@pytest.mark.slow
+def test_a_build_that_fails_in_the_background_is_said_and_the_fit_goes_on(monkeypatch):
+    monkeypatch.setattr(inference.engine.auto, "COMPILATION", 0.0)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+    class Patient(Auto):
+        def _change(self, ready, wanted):
+            while self._building is not None and not self._building.finished:
+                time.sleep(0.1)
+            super()._change(ready, wanted)
+
+    expected = run(Eager, steps=300)
+    with pytest.warns(UserWarning, match="without compiled code, since the step could not be compiled .*no-such-compiler"):
+        assert_same(run(Patient, steps=300), expected)
+
+
+@pytest.mark.slow
+def test_many_fits_order_a_loop_once():
+    run(Interpreted, steps=3)
+    ready, example = Interpreted.loops[0]
+    entry = cache.entry(ready.loop, example, threads=1)
+    first = Background(entry, ready.loop, example, threads=1)
+    ordered = entry.with_suffix(".order").stat().st_mtime_ns
+    second = Background(entry, ready.loop, example, threads=1)
+    assert entry.with_suffix(".order").stat().st_mtime_ns == ordered
+    while not (first.finished or second.finished):
+        time.sleep(0.1)
+    assert first.finished
+    assert second.finished
+    assert cache.find(entry, "known-test") is not None
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -33,7 +34,8 @@ FAST = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Auto captures at once, so that short fits test it."""
-    monkeypatch.setattr(inference.engine.auto, "PATIENCE", 0.0)
+    monkeypatch.setattr(inference.engine.auto, "CAPTURE", 0)
+    monkeypatch.setattr(inference.engine.auto, "SMALL", math.inf)
 
 
 def trajectories(make, model, x, engine, **options):

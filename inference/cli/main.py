@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from joblib import cpu_count
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +24,7 @@ from ..divergence import DivergedError
 from ..fit import NonFiniteLossError
 from ..results import check_folder, save_comparison
 from . import names
-from .method import RATE, Restarts, Start, Stop, method
+from .method import PROCESSES, RATE, Jobs, Restarts, Start, Stop, method
 
 __all__ = ["app", "console", "explained"]
 
@@ -103,7 +102,7 @@ def compare_guides(  # noqa: PLR0917
     restarts: Restarts = 1,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all by default.")] = None,
     particles: Annotated[int, typer.Option(min=2, help="Draws for each ELBO after its fit.")] = 1000,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes to share the fits out to.")] = cpu_count(),
+    jobs: Jobs = PROCESSES,
     out: Annotated[Path, typer.Option(help="Folder for tables (CSV), pictures (PNG) and draws (NetCDF).")] = Path("results"),
     overwrite: Annotated[bool, typer.Option(help="Replace results that are already there.")] = False,
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from joblib import cpu_count
 
 from . import names
 
-__all__ = ["RATE", "Method", "Objective", "Optimiser", "Restarts", "Start", "Stop", "method"]
+__all__ = ["PROCESSES", "RATE", "Jobs", "Method", "Objective", "Optimiser", "Restarts", "Start", "Stop", "method"]
 
 RATE = "Learning rate of Adam at the first step; falls to zero along a cosine. With --stop found by itself."
+PROCESSES: int = cpu_count()
 
 Objective = Annotated[
     str | None, typer.Option(help="What is maximised, such as `StickingTheLanding(8)` or `IWAE(5)`; see `taut list`.")
@@ -21,6 +23,7 @@ Stop = Annotated[
     typer.Option(help="When to end, instead of --steps, such as `Converged, MaxSeconds(60)`; see `taut list`."),
 ]
 Start = Annotated[str | None, typer.Option(help="Where the guide starts: `FromInit` (a draw of the prior) or `FromPrior`.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes to share the fits out to.")]
 Restarts = Annotated[int, typer.Option(min=1, help="How many starts are tried, the best of which is kept.")]
 
 Method = dict[str, Any]

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
+from joblib import Parallel, delayed
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from guides import Amortized, Guide, Local
 from models import VAE, Tractable
@@ -22,14 +24,14 @@ from ..elbo import elbo
 from ..evidence import ais, iwae
 from ..evidence.iwae import with_table
 from ..fit import Fit, fit
-from ..gaps import gaps
+from ..gaps import Gaps, gaps
 from ..isolation import isolated, unscoped
 from ..latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
 from ..results import check_folder, written_whole
 from ..row_ascent import Ascent
 from . import names
 from .main import app, console, explained
-from .method import RATE, Method, Objective, Optimiser, Restarts, Start, Stop, method
+from .method import PROCESSES, RATE, Jobs, Method, Objective, Optimiser, Restarts, Start, Stop, method
 
 __all__ = ["evidence_of_one", "fit_one", "gaps_of_many"]
 
@@ -82,7 +84,7 @@ def fit_one(  # noqa: PLR0917
         how = method(steps, lr, stop, start, restarts, (2000, 0.01), objective, optimiser)
         check_folder(out, overwrite=overwrite)
         title, instance, x = names.problem(model, data)
-        done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed)
+        done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
         found = elbo(done.model, done.guide, x, particles=particles, seed=seed).total
         effort = f"{done.steps} steps, {done.seconds:.1f} s"
         table = _table(f"{title}, {guide}\nN = {len(x)}, {effort}; nats per datum", "quantity", "")
@@ -129,7 +131,7 @@ def evidence_of_one(  # noqa: PLR0917
     with explained():
         how = method(steps, lr, stop, start, restarts, (2000, 0.01), objective, optimiser)
         title, instance, x = names.problem(model, data)
-        done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed)
+        done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
         fitted, some = _first(done, x, rows)
         table = _table(
             f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS", "worst k̂"
@@ -170,6 +172,7 @@ def gaps_of_many(  # noqa: PLR0917
     particles: Particles = 500,
     samples: Annotated[int, typer.Option(min=1, help="Draws of the evidence bound, where it is not exact.")] = 2000,
     seed: Seed = 0,
+    jobs: Jobs = PROCESSES,
     out: Annotated[Path, typer.Option(help="Folder for the table (CSV) and a picture for each guide (PNG).")] = Path("gaps"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -189,17 +192,14 @@ def gaps_of_many(  # noqa: PLR0917
         factories = names.parse_guides(guides)
         heads = ("log p(x)", "ELBO", "approximation", "amortization", "optimisation")
         table = _table(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", "guide", *heads)
+        options = {"ascent": Ascent(steps=ascent_steps, patience=5), "particles": particles, "samples": samples, "seed": seed}
+        work = (
+            delayed(_gaps)(instance, factory, x, how, rows, batch_size=batch_size, **options) for factory in factories.values()
+        )
+        done = Parallel(n_jobs=jobs, return_as="generator")(work)
+        bar = tqdm(done, total=len(factories), disable=not console.is_terminal, unit="guide")
         records, pictures = [], {}
-        for name, factory in factories.items():
-            done = _fitted(copy.deepcopy(instance), factory, x, how, batch_size=batch_size, seed=seed, whole_tables=True)
-            found = gaps(
-                done.model,
-                *_first(done, x, rows),
-                ascent=Ascent(steps=ascent_steps, patience=5),
-                particles=particles,
-                samples=samples,
-                seed=seed,
-            )
+        for name, found in zip(factories, bar, strict=True):
             parts = {"log p(x)": found.evidence, "ELBO": found.elbo, **found.parts}
             table.add_row(name, *(_pm(part.mean, part.mean_se) for part in parts.values()))
             numbers = {f"{key}{end}": v for key, p in parts.items() for end, v in (("", p.mean), (" se", p.mean_se))}
@@ -220,6 +220,14 @@ def _only(text: str) -> Callable[[Any], Any]:
     return next(iter(factories.values()))
 
 
+def _gaps(
+    model: Any, factory: Callable[[Any], Any], x: Tensor, how: Method, rows: int, *, batch_size: int | None, **options: Any
+) -> Gaps:
+    model = copy.deepcopy(model)
+    done = _fitted(model, factory, x, how, batch_size=batch_size, seed=options["seed"], whole_tables=True)
+    return gaps(done.model, *_first(done, x, rows), **options)
+
+
 def _fitted(
     model: Any,
     factory: Callable[[Any], Any],
@@ -229,12 +237,13 @@ def _fitted(
     batch_size: int | None,
     seed: int,
     whole_tables: bool = False,
+    progress: bool = False,
 ) -> Fit:
     with isolated(seed):
         guide = factory(model)
     if isinstance(guide, Local) and whole_tables:
         batch_size = None
-    return fit(model, guide, x, **how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
+    return fit(model, guide, x, **how, batch_size=batch_size, seed=seed, progress=progress)
 
 
 def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
+from math import inf
+from pathlib import Path
 from subprocess import CalledProcessError
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,21 +19,30 @@ from .memory import memory
 
 __all__ = ["Auto"]
 
-PATIENCE = 0.1
-"""Seconds by Pyro before the step is captured: many fits are over by then."""
+CAPTURE = 300
+"""Steps by Pyro that take as long as capturing one, about."""
+SMALL = 0.002
+"""Seconds of a step that is mostly Pyro's own work, of which the captured step is free."""
 COMPILATION = 10.0
-"""Seconds that it takes to compile a loop, about."""
+"""Seconds that it takes to compile a small loop, about."""
+WORTH = 3.0
+"""A fit is worth capturing and compiling if the rest of it takes so many times as long."""
 BLOCK = 32
 """Steps between two looks at the clock, as long as nothing is compiled."""
+FIRST = 4
+"""Steps, or blocks of them, until a time is believed: the first ones load code."""
 
 
 class Auto(CompiledLoop):
-    """Begins by Pyro, goes on with the captured step, and changes to compiled code as soon as there is some.
+    """Begins by Pyro, and changes to captured and compiled code where the fit will be over sooner.
 
-    A loop that is on disk is used at once. Otherwise a second process compiles it beside the fit, if by the time of a step
-    so far the rest will take more than twice as long as compiling does; how long a fit will be that stops by its own rule
-    is not known, and taken to be as long again as it was. The other process finishes even if the fit is over before, for the
-    next one. All engines take the same trajectory, so that nothing but time depends on when the change is made.
+    A loop whose like is on disk is captured at once. Otherwise the quickest step so far tells how long the rest would take:
+    if several times as long as capturing and compiling, the step is captured, and a second process compiles it beside the
+    fit; it finishes even if the fit is over before, for the next one. Until then, and in shorter fits of small models, the
+    captured step runs without a compiler. How long a fit will be that stops by its own rule is not known, and taken to be
+    as long again as it was. Compiled code that is slower than Pyro, as it can be where large products of matrices take the
+    time, is left again. All engines take the same trajectory, so that nothing but time and rounding depends on when a change
+    is made.
 
     A program that remembers something from one call to the next, such as a count of its calls or running moments, runs by
     Pyro throughout; so does, in silence, one that seeds torch's generator itself.
@@ -41,22 +54,33 @@ class Auto(CompiledLoop):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._began = time.perf_counter()
-        self._spent = 0.0
-        self._interpreted = 0
-        self._example: list[Tensor] | None = None
+        self._by_pyro_best = inf
+        """The least seconds of a step by Pyro, and of a captured one; the latter is found anew when it is compiled."""
+        self._captured_best = inf
+        self._blocks = 0
+        self._nickname = ""
+        self._known = False
+        self._wanted: Wanted | None = None
         self._building: Background | None = None
 
     def _block(self, most: int) -> Tensor:
         if self.instead is not None:
             return super()._block(most)
-        if self._ready is None and (self.taken < 2 or time.perf_counter() - self._began < PATIENCE):
-            return self._by_pyro()
         begin, ready = time.perf_counter(), self._ready
-        losses = super()._block(most if self._example is None else min(most, BLOCK))
-        if ready is not None and self._example is not None and self.instead is None:
-            self._spent += time.perf_counter() - begin
-            self._interpreted += len(losses)
-            self._change(ready)
+        if ready is None and not self._worth_capturing():
+            losses = self._by_pyro()
+            if self.taken > 2:
+                self._by_pyro_best = min(self._by_pyro_best, time.perf_counter() - begin)
+            return losses
+        losses = super()._block(most if self._wanted is None else min(most, BLOCK))
+        if ready is not None and self.instead is None:
+            self._captured_best = min(self._captured_best, (time.perf_counter() - begin) / len(losses))
+            if self._wanted is not None:
+                self._change(ready, self._wanted)
+            else:
+                self._blocks += 1
+                if self._blocks == FIRST and self._captured_best > self._by_pyro_best:
+                    self.instead = self.eager
         return losses
 
     def _leave_to(self, engine: Engine, why: str) -> None:
@@ -65,6 +89,16 @@ class Auto(CompiledLoop):
             self.instead = engine
         else:
             super()._leave_to(engine, why)
+
+    def _worth_capturing(self) -> bool:
+        if self.taken < FIRST:
+            return False
+        if not self._nickname:
+            self._nickname = cache.nickname(self.problem)
+            self._known = cache.knows(self._nickname)
+        step, rest = self._by_pyro_best, self._rest(self._by_pyro_best)
+        compilation = COMPILATION + CAPTURE * step
+        return self._known or rest > WORTH * compilation or (step < SMALL and rest > 2 * CAPTURE * step)
 
     def _by_pyro(self) -> Tensor:
         """One step by Eager; the second shows whether the programs remember it."""
@@ -77,31 +111,41 @@ class Auto(CompiledLoop):
         return losses
 
     def _obtain(self, ready: Ready, example: list[Tensor]) -> Ready:
-        found = cache.find(cache.entry(ready.loop, example, threads=ready.threads))
+        entry = cache.entry(ready.loop, example, threads=ready.threads)
+        found = cache.find(entry, self._nickname)
         if found is not None:
             return ready._replace(run=found)
-        self._example = example
+        self._wanted = Wanted(entry, example, ready.threads)
         return ready
 
-    def _change(self, ready: Ready) -> None:
+    def _change(self, ready: Ready, wanted: Wanted) -> None:
         """Has the loop compiled if that is worth it, and takes it into use when it is ready."""
-        assert self._example is not None
-        entry = cache.entry(ready.loop, self._example, threads=ready.threads)
-        if self._building is None and self._rest() > 2 * COMPILATION:
+        if self._building is None and self._rest(self._captured_best) > COMPILATION:
             try:
-                self._building = Background(entry, ready.loop, self._example, threads=ready.threads)
+                self._building = Background(wanted.entry, ready.loop, wanted.example, threads=wanted.threads)
             except (OSError, CalledProcessError):
                 # No second process can be had here: the captured step goes on.
-                self._example = None
+                self._wanted = None
+            # One is the compiler's: threads that wait for each other lose much where they have to share.
+            self._ready = ready._replace(threads=max(1, wanted.threads - 1))
         elif self._building is not None and self._building.finished:
-            self._example = None
-            found = cache.find(entry)
-            if found is not None:
-                self._ready = ready._replace(run=found)
-                self._due = self.taken
+            self._wanted, self._captured_best = None, inf
+            found = cache.find(wanted.entry, self._nickname)
+            self._ready = ready._replace(threads=wanted.threads, run=found or ready.run)
+            self._due = self.taken
+            if found is None:
+                warnings.warn(f"the fit runs without compiled code, since {self._building.failure}", stacklevel=5)
 
-    def _rest(self) -> float:
-        """Seconds that the rest of the fit would take by the captured step."""
+    def _rest(self, step: float) -> float:
+        """Seconds that the rest of the fit takes at so many a step."""
         if self.problem.steps is None:
-            return self._spent
-        return self._spent / max(1, self._interpreted) * (self.problem.steps - self.taken)
+            return time.perf_counter() - self._began
+        return step * (self.problem.steps - self.taken)
+
+
+class Wanted(NamedTuple):
+    """A loop that is not on disk."""
+
+    entry: Path
+    example: list[Tensor]
+    threads: int

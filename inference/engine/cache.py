@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from . import build as build_module
+from .base import Problem
 from .build import BuildError, Compiled, build, load
 from .loop import Loop
 
-__all__ = ["MOST_BYTES", "entry", "find", "folder", "make"]
+__all__ = ["MOST_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
 
 MOST_BYTES = 512 * 2**20
 """When more is kept, what was not used for longest is removed."""
@@ -41,12 +42,31 @@ def entry(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Path:
     return folder() / hashlib.sha256(repr((loop.body.code, layout, processor, made_by)).encode()).hexdigest()
 
 
-def find(entry: Path) -> Compiled | None:
+def nickname(problem: Problem) -> str:
+    """What can be said of a loop before it is captured: the programs' names and the shapes of parameters and data.
+
+    Two loops may share it, so that it tells only whether it is worth capturing.
+    """
+    programs = [getattr(program, "__qualname__", type(program).__qualname__) for program in (problem.model, problem.guide)]
+    kinds = [type(part).__qualname__ for part in (problem.objective, problem.optimiser)]
+    tensors = [*problem.parameters, *(value for value in problem.batches.args if isinstance(value, Tensor))]
+    layout = [(tuple(value.shape), str(value.dtype)) for value in tensors]
+    words = programs, kinds, layout, problem.batches.batch_size
+    return f"known-{hashlib.sha256(repr(words).encode()).hexdigest()}"
+
+
+def knows(nickname: str) -> bool:
+    """Whether a loop of that nickname has been found."""
+    return next(folder().glob(f"*/{nickname}"), None) is not None
+
+
+def find(entry: Path, nickname: str) -> Compiled | None:
     """The compiled loop, if it is there, whole, and can be loaded."""
     if not _is_whole(entry):
         return None
     try:
         found = load(entry)
+        (entry / nickname).touch()
         os.utime(entry)
     except (OSError, RuntimeError):
         return None

@@ -138,10 +138,11 @@ class CompiledLoop(Engine):
     def _obtain(self, ready: Ready, example: list[Tensor]) -> Ready:
         """`ready` with its loop compiled, for inputs like the example's."""
         entry = cache.entry(ready.loop, example, threads=ready.threads)
-        found = cache.find(entry)
+        nickname = cache.nickname(self.problem)
+        found = cache.find(entry, nickname)
         if found is None:
             cache.make(entry, ready.loop, example, threads=ready.threads)
-            found = cache.find(entry)
+            found = cache.find(entry, nickname)
         if found is None:
             raise BuildError(f"what was compiled cannot be loaded from {entry}")
         return ready._replace(run=found)
