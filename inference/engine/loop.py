@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import nan, prod
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ __all__ = ["Loop", "Packing", "loop"]
 
 aten = torch.ops.aten
 VIEWS = {aten.view.default, aten._unsafe_view.default}
+TRIANGLES = {aten.tril.default, aten.triu.default}
+"""They ask for row and column of each number, which takes long where the rest of a kernel runs along a vector."""
 
 
 class Packing:
@@ -155,6 +157,8 @@ def _copy(source: fx.Graph, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> li
             if node.target in VIEWS:
                 # Here an input, or a constant, may have other strides than where the step was captured.
                 made[node].target = aten.reshape.default
+            if node.target in TRIANGLES or _is_number_for_many(node):
+                made[node] = _by_itself(graph, made[node], list(node.meta["tensor_meta"].shape))
     return failures
 
 
@@ -168,7 +172,24 @@ def _require_same_state(new: Sequence[fx.Node], packing: Packing, given: Sequenc
 
 
 def _row(graph: fx.Graph, rows: fx.Node, here: fx.Node, shape: list[int]) -> fx.Node:
-    return graph.call_function(aten.reshape.default, (graph.call_function(aten.index_select.default, (rows, 0, here)), shape))
+    return _by_itself(graph, graph.call_function(aten.index_select.default, (rows, 0, here)), shape)
+
+
+def _by_itself(graph: fx.Graph, node: fx.Node, shape: list[int]) -> fx.Node:
+    """A view that Inductor does not fuse across: what `node` is comes from memory, and is not worked out at each use."""
+    strides = [prod(shape[k + 1 :]) for k in range(len(shape))]
+    return graph.call_function(aten.as_strided.default, (node, shape, strides))
+
+
+def _is_number_for_many(node: fx.Node) -> bool:
+    """Whether it is one computed number, such as Adam's correction of its bias, that is used for each of many."""
+
+    def size(node: fx.Node) -> int:
+        meta = node.meta.get("tensor_meta")
+        return 1 if meta is None else meta.shape.numel()
+
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return pointwise and size(node) == 1 and any(size(user) > 1 for user in node.users)
 
 
 def _is_uniform(value: Tensor) -> bool:
