@@ -29,7 +29,7 @@ from race_runners.by_torch import by_torch
 from race_runners.data import CASES
 from results import record
 
-from inference.engine import CompiledLoop, Graph
+from inference.engine import Auto, CompiledLoop, Eager, Graph
 
 RUNNERS: dict[str, Callable[[str, int], Any]] = {
     "Pyro SVI.step": by_svi,
@@ -38,10 +38,14 @@ RUNNERS: dict[str, Callable[[str, int], Any]] = {
     "PyTorch by hand": by_torch,
     "NumPyro svi.run": by_numpyro,
 }
+ENGINES = {engine.__name__: partial(by_engine, engine) for engine in (Eager, Graph, CompiledLoop, Auto)}
+"""Who takes part in whole fits of `FIT` steps."""
 SECONDS = 0.6
 """What the steps of the short run of each runner are to take, at least: more than what it does once may vary by."""
 STARTS = 100
 """Steps of a cold or warm start."""
+FIT = 1000
+"""Steps of a whole fit of the first case, where engines are chosen by what they cost in all."""
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -85,10 +89,35 @@ def ratio(ours: list[float], theirs: list[float]) -> str:
     return f"{statistics.median(ratios):.3g} ({min(ratios):.3g} – {max(ratios):.3g})"
 
 
-def start(name: str, case: str) -> float:
-    """Seconds from the call to the first result, in a process of its own."""
-    command = [sys.executable, __file__, "--start", name, "--cases", case, "--threads", str(torch.get_num_threads())]
+def start(name: str, case: str, steps: int = STARTS) -> float:
+    """Seconds from the call to the result, in a process of its own."""
+    command = [sys.executable, __file__, "--start", name, "--cases", case, "--steps", str(steps)]
+    command += ["--threads", str(torch.get_num_threads())]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout.splitlines()[-1])
+
+
+def whole_fits(case: str, repeats: int) -> list[str]:
+    """Whole fits by each engine, with compiled code on disk and without, as lines of a table."""
+    kinds = ["Eager", "Graph", "CompiledLoop, cold", "Auto, cold", "CompiledLoop, warm", "Auto, warm"]
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as other:
+            for kind in kinds:
+                name = kind.split(",")[0]
+                # Auto may order a loop for the next fit: it has a folder of its own until there is one.
+                os.environ["TAUT_CACHE"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = other if kind == "Auto, cold" else empty
+                found[kind].append(start(name, case, FIT))
+    best = {"cold": ("Eager", "Graph", "CompiledLoop, cold"), "warm": ("Eager", "Graph", "CompiledLoop, warm")}
+    lines = ["| engine | seconds |", "|---|---|", *(f"| {kind} | {spread(times)} |" for kind, times in found.items())]
+    for state, others in best.items():
+        ratios = [ours / min(found[kind][k] for kind in others) for k, ours in enumerate(found[f"Auto, {state}"])]
+        lines.append(f"| Auto / best engine, {state} | {spread(ratios)} |")
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} – {max(values):.2f})"
 
 
 def starts(case: str, repeats: int) -> list[str]:
@@ -100,14 +129,15 @@ def starts(case: str, repeats: int) -> list[str]:
             cold.append(start("CompiledLoop", case))
             warm.append(start("CompiledLoop", case))
         other.append(start("NumPyro svi.run", case))
-    return [f"{statistics.median(times):.2f} ({min(times):.2f} – {max(times):.2f})" for times in (cold, warm, other)]
+    return [spread(times) for times in (cold, warm, other)]
 
 
 def main(cases: list[str], repeats: int, start_repeats: int) -> None:
     """Races the cases one after the other, and writes the section anew after each."""
     table = ["| case | " + " | ".join(RUNNERS) + " | ours / Pyro | ours / NumPyro |", "|---" * (len(RUNNERS) + 3) + "|"]
     begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
-    medians = []
+    medians: list[float] = []
+    fits = whole_fits(cases[0], start_repeats) if start_repeats else []
     for case in cases:
         found = race(case, repeats)
         ours, theirs = found["CompiledLoop"], found["NumPyro svi.run"]
@@ -116,29 +146,38 @@ def main(cases: list[str], repeats: int, start_repeats: int) -> None:
         table.append(f"| ({case}) {CASES[case]} | {times} | {ratio(ours, found['Pyro SVI.step'])} | {ratio(ours, theirs)} |")
         if start_repeats:
             begin.append(f"| ({case}) | " + " | ".join(starts(case, start_repeats)) + " |")
-        record(__file__, section(table, begin, medians, repeats, start_repeats))
+        record(__file__, section(table, begin, fits, medians, repeats, start_repeats))
 
 
-def section(table: list[str], begin: list[str], medians: list[float], repeats: int, start_repeats: int) -> str:
+def section(  # noqa: PLR0917
+    table: list[str], begin: list[str], fits: list[str], medians: list[float], repeats: int, start_repeats: int
+) -> str:
     """The text of RESULTS.md."""
-    return "\n".join(
-        [
-            "## The race: microseconds a step",
-            "",
-            f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
-            f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
-            "",
-            *table,
-            "",
-            f"Median over these cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
-            "(goals 0.8 and 1.2).",
+    lines = [
+        "## The race: microseconds a step",
+        "",
+        f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
+        f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
+        "",
+        *table,
+        "",
+        f"Median over these cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
+        "(goals 0.8 and 1.2).",
+    ]
+    if start_repeats:
+        lines += [
             "",
             f"Seconds from the call to the result of a fit of {STARTS} steps in a new process, imports aside "
             f"(median and range of {start_repeats}); cold with empty caches of ours and Inductor's:",
             "",
             *begin,
+            "",
+            f"Seconds of a whole fit of {FIT} steps of the first case in a new process, imports aside "
+            f"(median and range of {start_repeats}; goal for Auto: 1.2 times the best single engine):",
+            "",
+            *fits,
         ]
-    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
@@ -147,10 +186,12 @@ if __name__ == "__main__":
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--starts", type=int, default=3)
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options.add_argument("--start", choices=list(RUNNERS), help=argparse.SUPPRESS)
+    options.add_argument("--start", choices=[*RUNNERS, *ENGINES], help=argparse.SUPPRESS)
+    options.add_argument("--steps", type=int, default=STARTS, help=argparse.SUPPRESS)
     settings = options.parse_args()
     torch.set_num_threads(settings.threads)
     if settings.start:
-        print(seconds(partial(RUNNERS[settings.start], settings.cases[0], STARTS)))
+        runner = {**RUNNERS, **ENGINES}[settings.start]
+        print(seconds(partial(runner, settings.cases[0], settings.steps)))
     else:
         main(settings.cases, settings.repeats, settings.starts)
