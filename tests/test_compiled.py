@@ -109,6 +109,22 @@ class TestSteps:
         assert_same(run(Interpreted, amortized, **options), run(Eager, amortized, **options))
         assert Interpreted.loops
 
+    def test_work_out_once_what_is_one_number_for_all(self):
+        """Adam's corrections of its bias come from memory; Inductor would repeat their powers for every parameter."""
+        run(Interpreted, steps=3)
+        graph = Interpreted.loops[0][0].loop.body.graph
+        powers = [node for node in graph.nodes if node.target is torch.ops.aten.pow.Scalar]
+        assert powers
+        barrier, reached = torch.ops.aten.as_strided.default, set()
+        front = list(powers)
+        while front:
+            node = front.pop()
+            if node not in reached and node.target is not barrier:
+                reached.add(node)
+                front.extend(node.users)
+        sizes = {node.meta["tensor_meta"].shape.numel() for node in reached if "tensor_meta" in node.meta}
+        assert sizes == {1}
+
     def test_that_are_wrong_are_found(self, monkeypatch):
         """The comparison has power: a loop with another learning rate is refused, and the trajectory stays Pyro's."""
 
