@@ -17,7 +17,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from numpyro.optim import Adam
 
-__all__ = ["RATES", "Path", "Peer", "eight_schools", "factors", "gaussian_mean", "linear", "logistic"]
+__all__ = ["RATES", "Path", "Peer", "decoder", "eight_schools", "factors", "gaussian_mean", "linear", "logistic"]
 
 jax.config.update("jax_enable_x64", True)
 
@@ -124,6 +124,21 @@ def factors(loading: Any, mean: Any, noise_scale: Any, x: Any) -> Callable[[], N
             numpyro.sample("x", dist.Normal(h @ loading.T + mean, noise_scale).to_event(1), obs=x)
 
     return model
+
+
+def decoder(inner: Any, bias: Any, outer: Any) -> Callable[[Any, Any], Callable[[], None]]:
+    """A VAE behind a decoder with one hidden layer, that is known; takes the offset and x."""
+
+    def bound(offset: Any, x: Any) -> Callable[[], None]:
+        def model() -> None:
+            with numpyro.plate("data", len(x)):
+                h = numpyro.sample("h", dist.Normal(jnp.zeros(inner.shape[1]), 1.0).to_event(1))
+                logits = jnp.tanh(h @ inner.T + bias) @ outer.T + offset
+                numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+        return model
+
+    return bound
 
 
 def linear(covariates: Any, prior_scale: Any, noise_scale: Any, x: Any) -> Callable[[], None]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -29,7 +30,7 @@ from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
 from .optimisers import JointStep, Solver, Target
 from .quiet import quiet
-from .rates import find_rate
+from .rates import find_rate, smaller_rate
 from .restarts import begin_at, check_start
 from .row_optimiser import RowOptimiser
 from .running import LiveRun
@@ -177,18 +178,19 @@ def fit(
             engine = kind(Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps))
             return engine, LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)
 
-        def trial(rate: float) -> tuple[Engine, LiveRun]:
+        def attempt(rate: float, kind: type[Engine]) -> tuple[Engine, LiveRun]:
             own = RowOptimiser()
             again = Batches(args, batch_size, transform)  # a table's rows have no optimiser state in the first epoch only
-            return assemble(rate, Eager, again, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
+            return assemble(rate, kind, again, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
+
+        trial = partial(attempt, kind=Eager)
 
         if start is not None:
             begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
-        if lr is None:
-            lr = find_rate(trial) if free else 0.01
-        machine, run = assemble(lr, engine, stream, rows, parameters)
+        retry = partial(attempt, kind=engine) if lr is None and free else None
+        lr = lr or (find_rate(trial) if free else 0.01)
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
-        ended = _watched(machine, run, rules, bar)
+        run, ended = _carried_on(*assemble(lr, engine, stream, rows, parameters), rules, bar, retry)
     return Fit(
         model=scoped(model, store, names[0]),
         guide=scoped(guide, store, names[1]),
@@ -211,6 +213,29 @@ def _rules(steps: int | None, stop: Rule | Sequence[Rule] | None) -> tuple[Rule,
         check_count(steps=steps)
         return (*rules, MaxSteps(steps))
     return rules or (Converged(),)
+
+
+def _carried_on(
+    machine: Engine,
+    run: LiveRun,
+    rules: tuple[Rule, ...],
+    bar: Any,
+    retry: Callable[[float], tuple[Engine, LiveRun]] | None,
+) -> tuple[LiveRun, Stop]:
+    """Runs until a rule says that it is enough. A rate that was found but fails after its trial gives way to a smaller one."""
+    begun = run.iterate()
+    while True:
+        try:
+            return run, _watched(machine, run, rules, bar)
+        except NonFiniteLossError:
+            rate = smaller_rate(run.rate)
+            if retry is None or rate is None or len(run.iterate()) != len(begun):
+                raise
+            run.move(begun)
+            machine, run = retry(rate)
+            if run.rate != rate:  # the optimiser goes by its own
+                raise
+            bar.reset()
 
 
 def _watched(machine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any) -> Stop:

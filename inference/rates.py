@@ -11,7 +11,7 @@ from .engine import Engine
 from .nonfinite import NonFiniteLossError
 from .running import LiveRun
 
-__all__ = ["find_rate"]
+__all__ = ["find_rate", "smaller_rate"]
 
 RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 STEPS = 50
@@ -23,7 +23,8 @@ def find_rate(begin: Callable[[float], tuple[Engine, LiveRun]]) -> float:
     """The largest rate whose losses after a few steps are the lowest, within two standard errors.
 
     Every rate starts from the same λ with the same noise; λ and the random state are left as they were. Too large a first rate
-    costs little, since a rule lowers it; too small a one is slow to forget where it started.
+    costs little, since a rule lowers it; too small a one is slow to forget where it started. An optimiser that goes by a rate
+    of its own, whatever it is given, keeps that: nothing is tried.
 
     Args:
         begin: makes an engine at that rate, with an optimiser that has no memory.
@@ -38,6 +39,8 @@ def find_rate(begin: Callable[[float], tuple[Engine, LiveRun]]) -> float:
     failure: NonFiniteLossError | None = None
     for rate in RATES:
         engine, run = begin(rate)
+        if run.rate != rate:
+            return run.rate
         start, noise = run.iterate(), torch.get_rng_state()
         try:
             last = engine.advance(STEPS)[-JUDGED:]
@@ -50,3 +53,8 @@ def find_rate(begin: Callable[[float], tuple[Engine, LiveRun]]) -> float:
         raise failure
     lowest, noise_of_it = min(found.values())
     return next(rate for rate in RATES if rate in found and found[rate][0] <= lowest + 2 * noise_of_it)
+
+
+def smaller_rate(rate: float) -> float | None:
+    """The next rate to try after one that has failed later than its trial; None if there is none."""
+    return next((smaller for smaller in RATES if smaller < rate), None)

@@ -20,11 +20,12 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from scipy.signal import lfilter
 
 from guides import Amortized, Bernoulli, Delta, Flow, FullRank, Global, Linear, Local, MeanField
-from inference import DivergedError, analytic_elbo, best_elbo, elbo, fit, kl, stopping
+from inference import DivergedError, NonFiniteLossError, analytic_elbo, best_elbo, elbo, fit, kl, stopping
 from inference.batches import Batch
 from inference.engine import Eager
 from inference.information import rows, scores
 from inference.objectives import StickingTheLanding, TraceELBO
+from inference.optimisers import DoG, DoWG
 from inference.quiet import quiet
 from inference.stopping import Converged, MaxSeconds, MaxSteps, Plateau, Rule, When
 from models import BinaryVAE, FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian, LocalModel
@@ -418,6 +419,40 @@ class TestFit:
             steps=100,
         )
         assert rates[-1] == 0.02
+
+    def test_a_rate_that_fails_after_its_trial_gives_way(self):
+        """Beyond 20 the loss is not finite; the fastest rate overshoots 18.5, long after the steps it was tried for."""
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=torch.float64), 100.0))
+            pyro.factor("wall", -50 * (h - 18.5) ** 2 + torch.where(h > 19.2, torch.nan, 0.0))
+
+        def guide(x):
+            pyro.sample("h", dist.Normal(pyro.param("loc", torch.zeros((), dtype=torch.float64)), 0.01))
+
+        x, rates = torch.zeros(1), []
+        seen = When(lambda run: rates.append(run.rate), every=1)
+        done = fit(model, guide, x, stop=[Converged(most=400), seen], engine=Eager)
+        assert rates[0] > rates[-1]
+        assert abs(float(done.params["params"]["loc"]) - 18.5) < 0.5
+        with pytest.raises(NonFiniteLossError):
+            fit(model, guide, x, lr=rates[0], stop=Converged(most=400), engine=Eager)
+        with pytest.raises(NonFiniteLossError):
+            fit(model, guide, x, lr=rates[0], steps=400, schedule=None, engine=Eager)
+
+    @pytest.mark.parametrize("optimiser", [DoG, DoWG])
+    def test_no_rate_is_sought_for_an_optimiser_that_has_its_own(self, optimiser):
+        model, x = demo(GaussianMean)
+        made = []
+
+        def counted(parameters, lr):
+            made.append(lr)
+            return optimiser(parameters, lr=lr)
+
+        for stop in (Converged(most=20), None):
+            made.clear()
+            fit(model, Global(model, MeanField()), x, steps=20, stop=stop, optimiser=counted, engine=Eager)
+            assert len(made) == (2 if stop else 1)
 
     def test_objectives(self):
         model, x = demo(GaussianMean)

@@ -17,6 +17,7 @@ from ..isolation import unscoped
 from .base import Solution, Solver, Target
 from .precisions import block_mask, scale_tril
 from .scores import Scores
+from .spherical_rules import SphericalRules
 
 __all__ = ["NaturalGradient"]
 
@@ -27,9 +28,16 @@ WORSE = 1.0
 LEAST_RATE = 2.0**-12
 DRIFT, STEADY = 0.5, 0.8
 """Cosines between a step and the last one, above which q still moves, and moves straight on."""
+LONGEST = 4.0
+CALM = 6
+"""Steps whose cosines must be negative in the mean at the end: one is negative by chance though q still drifts."""
 FIXED = 1e-3
 """Part of the tolerance below which a step is none."""
 TINY = 1e-300
+KEEP = 0.8
+"""Of the scatter of the scores, at each iteration."""
+SHARE = 0.01
+"""Part of the mean scatter that every direction counts as having."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,14 @@ class NaturalGradient(Solver):
     The mean moves by the whole M, which is Newton's step on the ELBO, also where the family leaves correlations out. For
     ρ = 1 and a Gaussian target one step is the optimum.
 
-    Expectations need 2 dim + 1 scores ∇ log p and no second derivatives: H = E_q[Σ⁻¹ (μ − z) ∇ log p(x, z)ᵀ], by points
-    μ ± r L o_i along a random rotation o with random radius r. The rule is unbiased, and exact where log p is cubic.
+    Expectations need 2 dim + 1 scores ∇ log p and no second derivatives: H = E_q[Σ⁻¹ (μ − z) ∇ log p(x, z)ᵀ], by the points of
+    `SphericalRules`, which are unbiased, exact where log p is cubic, and better together than one by one. Each entry of H is
+    estimated twice, from the score of its row and that of its column; the one whose scores were less scattered about a linear
+    function in earlier iterations counts for more, which halves the noise where few directions are far from Gaussian.
 
     ρ starts at 1. A step that loses more than a nat is taken back, and a quarter of it tried. Once two steps in a row go
     against each other, what moves q is the noise of the points: then ρ is 1/n, which averages over n iterations, and with
-    n = 4 each iteration takes twice the points; where steps agree, q still drifts and ρ goes back to 1, or up to 2 while they
+    n = 4 each iteration takes twice the points; where steps agree, q still drifts and ρ goes back to 1, or up to 4 while they
     are parallel. It ends when the noise left costs less than `tolerance`. A target far from Gaussian in the guide's space,
     such as a centred hierarchy, is approached slowly, and may be left too early: reparametrise it, or use FixedDraws.
 
@@ -94,9 +104,9 @@ class NaturalGradient(Solver):
         blocks = block_mask(guide.family, at.loc)
         most = max(1, self.most // (2 * at.loc.shape[-1]))
         rules, weight, rate, stride = 1, 0, 1.0, 1.0
-        points = _Points(target, at.loc, rules)
+        points = _Points(target, at.loc)
         losses: list[float] = []
-        moved, lengths = inf, [inf]
+        moved, lengths, cosines = inf, [inf], [0.0]
         kept: tuple[_State, _Slopes] | None = None
         before: _State | None = None
         for _ in range(steps):
@@ -122,16 +132,17 @@ class NaturalGradient(Solver):
                 cosine = _inner(at, blocks, direction, before) / (length * _inner(at, blocks, before, before) + TINY) ** 0.5
             before, moved = direction, length * step**2
             lengths.append(length)
+            cosines.append(cosine)
             noise = step * max(lengths[-3:]) / 2
-            if length < FIXED * self.tolerance or (noise < self.tolerance and cosine < 0):
+            if length < FIXED * self.tolerance or (noise < self.tolerance and sum(cosines[-CALM:]) < 0):
                 return Solution.met(losses)
-            if cosine > DRIFT or len(losses) == 1 or losses[-2] - losses[-1] > WORSE:
-                weight, stride = 0, min(2.0, 1.5 * stride) if cosine > STEADY and rate == 1 else 1.0
+            if cosine > DRIFT or len(losses) == 1 or min(losses[-2] - losses[-1], length / 2) > WORSE:
+                weight, stride = 0, min(LONGEST, 1.5 * stride) if cosine > STEADY and rate == 1 else 1.0
             elif cosine < 0:
                 stride = 1.0
                 if weight >= 4 * rules and rules < most:
                     rules = min(2 * rules, most)
-                    points = _Points(target, at.loc, rules)
+                    points.take(rules)
         return Solution.ran_out(losses)
 
 
@@ -161,31 +172,56 @@ class _Slopes(NamedTuple):
 
 
 class _Points:
-    """Expectations over q by the mean of `rules` rules, each of 2 dim points around the mean of q, which they share."""
+    """Expectations over q by the mean of `rules` rules around the mean of q, which they share."""
 
-    def __init__(self, target: Target, loc: Tensor, rules: int) -> None:
+    def __init__(self, target: Target, loc: Tensor) -> None:
+        self.target = target
+        self.dim, self.batch = loc.shape[-1], loc.shape[:-1]
+        self.source = SphericalRules(tuple(self.batch), self.dim)
+        self.scatter = torch.zeros(*self.batch, self.dim, self.dim, dtype=torch.float64)
+        self.judged = 0
+        self.take(1)
+
+    def take(self, rules: int) -> None:
+        """Uses so many rules from now on."""
         self.rules = rules
-        self.scores = Scores(target, 2 * loc.shape[-1] * rules + 1)
+        self.scores = Scores(self.target, 2 * self.dim * rules + 1)
 
     def slopes(self, at: _State, blocks: Tensor) -> _Slopes:
         root = scale_tril(at.precision * blocks)
-        noise, weight = self._draw(at.loc)
+        noise, weight = self.source.draw(self.rules)
         log_p, score = self.scores(at.loc + (root @ noise.unsqueeze(-1)).squeeze(-1))
-        weighted = weight.unsqueeze(-1) * score
-        slope = -torch.einsum("k...i,k...j->...ij", noise, weighted)
-        curvature = torch.linalg.solve_triangular(root.mT, slope, upper=True)
+        arms, weights = noise[1:].chunk(2)[0], weight[1:].chunk(2)[0]
+        one, other = score[1:].chunk(2)
+        # What M, the curvature so far, does not explain of the scores' odd part, in the space of the noise.
+        odd = (root.mT @ (one - other).unsqueeze(-1)) / 2
+        left = (odd + root.mT @ at.precision @ root @ arms.unsqueeze(-1)).squeeze(-1)
+        change = self._symmetric(2 * torch.einsum("k...i,k...,k...j->...ij", left, weights, arms), root)
+        self._learn(left, root)
+        half = torch.linalg.solve_triangular(root.mT, change, upper=True)
+        curvature = at.precision - torch.linalg.solve_triangular(root.mT, half.mT, upper=True)
         entropy = root.diagonal(dim1=-2, dim2=-1).log().sum() + 0.5 * at.loc.numel() * (1 + log(2 * pi))
-        return _Slopes(float(-(weight * log_p).sum() - entropy), weighted.sum(0), (curvature + curvature.mT) / 2)
+        gradient = (weight.unsqueeze(-1) * score).sum(0)
+        return _Slopes(float(-(weight * log_p).sum() - entropy), gradient, (curvature + curvature.mT) / 2)
 
-    def _draw(self, loc: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and weights for N(0, I): shapes (K, *batch, dim) and (K, *batch)."""
-        dim, batch = loc.shape[-1], loc.shape[:-1]
-        rotation = torch.linalg.qr(torch.randn(self.rules, *batch, dim, dim, dtype=loc.dtype)).Q
-        square = torch.randn(self.rules, *batch, dim + 2, dtype=loc.dtype).square().sum(-1)
-        arms = (square.sqrt()[..., None, None] * rotation).movedim(-1, 0).flatten(0, 1)
-        weight = (0.5 / (self.rules * square)).repeat(2 * dim, *(1,) * len(batch))
-        centre = (1 - dim / square).mean(0, keepdim=True)
-        return torch.cat([torch.zeros_like(arms[:1]), arms, -arms]), torch.cat([centre, weight])
+    def _symmetric(self, change: Tensor, root: Tensor) -> Tensor:
+        """The symmetric matrix that is nearest, its rows weighed by the scatter that earlier rules have seen.
+
+        Entry (i, j) is estimated twice, by the noise of score i and by that of score j: the quieter one counts for more.
+        """
+        if self.judged < 2:
+            return (change + change.mT) / 2
+        spread = root.mT @ self.scatter @ root
+        values, vectors = torch.linalg.eigh((spread + spread.mT) / 2)
+        values = values.clamp(min=0) + SHARE * values.mean(-1, keepdim=True).clamp(min=TINY)
+        turned = vectors.mT @ change @ vectors
+        own, other = values.unsqueeze(-1), values.unsqueeze(-2)
+        return vectors @ ((turned * other + turned.mT * own) / (own + other)) @ vectors.mT
+
+    def _learn(self, left: Tensor, root: Tensor) -> None:
+        scores = torch.linalg.solve_triangular(root.mT, left.unsqueeze(-1), upper=True).squeeze(-1)
+        self.scatter = KEEP * self.scatter + torch.einsum("k...i,k...j->...ij", scores, scores) / len(left)
+        self.judged += self.rules
 
 
 def _moved(at: _State, slopes: _Slopes, rate: float) -> _State:
