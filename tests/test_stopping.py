@@ -421,11 +421,11 @@ class TestFit:
         assert rates[-1] == 0.02
 
     def test_a_rate_that_fails_after_its_trial_gives_way(self):
-        """Beyond 20 the loss is not finite; the fastest rate overshoots 18.5, long after the steps it was tried for."""
+        """Adam at 0.3 overshoots the optimum at 18.5 by 0.5 at step 85, after its trial of 50, and at 0.1 by 0.1."""
 
         def model(x):
-            h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=torch.float64), 100.0))
-            pyro.factor("wall", -50 * (h - 18.5) ** 2 + torch.where(h > 19.2, torch.nan, 0.0))
+            h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=torch.float64), 1000.0))
+            pyro.factor("wall", -5 * (h - 18.5).abs() - 0.5 * (h - 18.5) ** 2 + torch.where(h > 18.8, torch.nan, 0.0))
 
         def guide(x):
             pyro.sample("h", dist.Normal(pyro.param("loc", torch.zeros((), dtype=torch.float64)), 0.01))
@@ -434,7 +434,7 @@ class TestFit:
         seen = When(lambda run: rates.append(run.rate), every=1)
         done = fit(model, guide, x, stop=[Converged(most=400), seen], engine=Eager)
         assert rates[0] > rates[-1]
-        assert abs(float(done.params["params"]["loc"]) - 18.5) < 0.5
+        assert abs(float(done.params["params"]["loc"].detach()) - 18.5) < 0.5
         with pytest.raises(NonFiniteLossError):
             fit(model, guide, x, lr=rates[0], stop=Converged(most=400), engine=Eager)
         with pytest.raises(NonFiniteLossError):
