@@ -313,7 +313,9 @@ def digits() -> Problem:
     other = peer.decoder(*(p.numpy() for p in (model.decoder[0].weight, model.decoder[0].bias, model.decoder[2].weight)))
     guide = Local(model, MeanField())
     guide.setup(x)
-    return searched("VAE, 100 digits, mean field", model, x, guide, nelbo=nelbo, other=other(model.offset.numpy(), x.numpy()))
+    return searched(
+        "VAE, 100 digits, mean field", model, x, guide, nelbo=nelbo, other=other(model.offset.detach().numpy(), x.numpy())
+    )
 
 
 def conjugate(name: str, model_class: Any, family: Family) -> Problem:

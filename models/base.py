@@ -46,6 +46,15 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     def __init__(self) -> None:
         super().__init__(name=type(self).__name__)
 
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__.get("_parameters", {}).get(name)
+        net = self.__dict__.get("_modules", {}).get(name)
+        learned = [own] if own is not None else [] if net is None or isinstance(net, PyroModule) else list(net.parameters())
+        if learned and not any(parameter.requires_grad for parameter in learned):
+            # Pyro's param store makes a parameter that it holds require a gradient, so that a fit would learn what is frozen.
+            return net if own is None else own
+        return super().__getattr__(name)
+
     @property
     @abstractmethod
     def data_shape(self) -> tuple[int, ...]:

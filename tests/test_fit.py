@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import FIXED_PAIRS, MODELS, PAIRS, PAIRS_WITH_OPTIMUM, SLOW, SOURCES, build, demo, shake
+from problems import FIXED_PAIRS, MODELS, PAIRS, PAIRS_WITH_OPTIMUM, SLOW, SOURCES, build, demo, is_discrete, shake
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
@@ -37,6 +37,7 @@ from models import (
     datasets,
 )
 
+LEARNING = [m for m in MODELS if list(demo(m)[0].parameters()) and not is_discrete(m)]
 TOLERANCE = 0.01
 """Nats per datum, from the issue of convergence: no start is within it."""
 
@@ -111,6 +112,22 @@ def test_learns_the_model_too():
     assert evidence - model.log_evidence(x).sum() > 1.0 * len(x)
     fit(model, Amortized(model, FullRank(), Linear()), x, steps=3000, lr=0.03)
     assert 0 <= evidence - model.log_evidence(x).sum() < 0.05 * len(x)
+
+
+@pytest.mark.parametrize("model_class", LEARNING)
+def test_what_is_frozen_stays_as_it_is(model_class):
+    """Every parameter of a model, also those that Pyro would put into its param store; the guide learns on."""
+    model, x = demo(model_class)
+    model.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    guide = build(model, Local if issubclass(model_class, LocalModel) else Global, MeanField, x)
+    start = torch.cat([p.detach().flatten() for p in guide.parameters()])
+    fit(model, guide, x, steps=3)
+    elbo(model, guide, x, particles=2)
+    for name, value in model.named_parameters():
+        assert not value.requires_grad
+        assert torch.equal(value, before[name])
+    assert not torch.equal(torch.cat([p.detach().flatten() for p in guide.parameters()]), start)
 
 
 class TestMinibatches:
