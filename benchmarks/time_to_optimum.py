@@ -363,8 +363,8 @@ def searched(name: str, model: Any, x: Tensor, guide: Any, *, nelbo: Any, other:
         loss = nelbo(loc, torch.linalg.cholesky(covariance))
         return float(loss.detach()), torch.autograd.grad(loss, lam)[0].numpy()
 
-    family, source, shape = guide.family, type(guide), guide.lam.shape
-    start = guide.lam.detach().double().numpy().ravel()
+    family, source, (own,) = guide.family, type(guide), guide.parameters()
+    shape, start = own.shape, own.detach().double().numpy().ravel()
     settings = {"maxiter": 20000, "maxfun": 40000, "gtol": 1e-8, "ftol": 1e-15, "maxcor": 50}
     best = float(minimize(value, start, jac=True, method="L-BFGS-B", options=settings).fun)
     return Problem(name, model, x, lambda m: source(m, family), nelbo, best, other, type(family) is FullRank)
