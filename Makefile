@@ -23,6 +23,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/local_table.py
 	$(BIN)/python benchmarks/gradient_variance.py
+	$(BIN)/python benchmarks/plateau.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/time_to_optimum.py
 	$(BIN)/python benchmarks/race.py
