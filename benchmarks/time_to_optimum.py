@@ -56,6 +56,7 @@ MOST = 100
 """Iterations of a solver."""
 SOLVERS: dict[str, Solver] = {
     "NaturalGradient": NaturalGradient(),
+    "NaturalGradient, 1e-3": NaturalGradient(tolerance=1e-3),
     "BatchAndMatch": BatchAndMatch(),
     "FixedDraws": FixedDraws(),
     "FixedDraws, L-BFGS": FixedDraws(newton=False),
