@@ -60,7 +60,7 @@ class NaturalGradient(Solver):
     against each other, what moves q is the noise of the points: then ρ is 1/n, which averages over n iterations, and with
     n = 4 each iteration takes twice the points; where steps agree, q still drifts and ρ goes back to 1, or up to 4 while they
     are parallel. It ends when the noise left costs less than `tolerance`. A target far from Gaussian in the guide's space,
-    such as a centred hierarchy, is approached slowly, and may be left too early: reparametrise it, or use FixedDraws.
+    such as a centred hierarchy, is approached slowly, and may be left too early: reparametrise it, or lower the tolerance.
 
     For ``Global`` or, each datum by itself, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to learn.
 
