@@ -22,6 +22,8 @@ __all__ = ["Change", "change", "drift"]
 
 ACCEPTANCE = 0.8
 """The rate at which moves are accepted that the step size is tuned for."""
+TOGETHER = 50
+"""Chains that are turned back together where one of them has a matrix that cannot be factorised."""
 LEVEL = 1e-3
 """Probability with which draws from the posterior itself would show a significant change in any of the scalars."""
 
@@ -151,11 +153,11 @@ def _moved(joint: LogJoint, u: Tensor, moves: int, leapfrog: int) -> Tensor:
 
 
 def _density(joint: LogJoint, u: Tensor) -> Tensor:
-    """log p at each u; −inf where a matrix of the model cannot be factorised, which one bad chain would end for all."""
+    """log p at each u; −inf for a chain, and a few others with it, at which a matrix of the model cannot be factorised."""
     try:
         return joint(u)
     except LinAlgError:
-        if len(u) == 1:
+        if len(u) <= TOGETHER:
             return -torch.inf + 0.0 * u.sum(-1)
         return torch.cat([_density(joint, half) for half in u.chunk(2)])
 
