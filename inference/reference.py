@@ -23,7 +23,7 @@ from .checks import arguments, check_count, check_data
 from .diagnostics.scalars import quantities, scalars
 from .isolation import isolated
 from .log_joint import LogJoint
-from .nuts import Length, Sampler, best_sampler, numpyro_nuts
+from .nuts import Length, Sampler, best_sampler, packages
 
 __all__ = ["LongRun", "NotConvergedError", "reference"]
 
@@ -80,7 +80,8 @@ def reference(
         draws, warmup: of each chain.
         target_accept: NUTS's target for the step size.
         seed: fixes starts and chains.
-        sampler: one of `inference.nuts`, by default NumPyro's NUTS where it is installed (the extra ``bench``), else Pyro's.
+        sampler: one of `inference.nuts`, by default NumPyro's NUTS where it is installed (the extra ``bench``), else
+            nutpie's where that is, else Pyro's.
         cache: a folder. A run of the same model (its code, parameters and data), settings and versions is read from there, and
             a new one is written there; a damaged file is made anew.
         progress: whether to show progress bars.
@@ -104,11 +105,11 @@ def reference(
         "seed": seed,
     }
     sampler = best_sampler() if sampler is None else sampler
-    packages = ("torch", "pyro-ppl", "arviz", *(("numpyro", "jax") if sampler is numpyro_nuts else ()))
+    needed = ("torch", "pyro-ppl", "arviz", *packages(sampler))
     about = {
         "command": f"inference.reference({_name(model)}, x, {', '.join(f'{k}={v}' for k, v in settings.items())}, "
         f"sampler={getattr(sampler, '__name__', repr(sampler))})",
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: version(package) for package in needed},
     }
     file = None if cache is None else Path(cache) / f"{_name(model)}-{_key(model, args, about)}.npz"
     if file is not None and (known := _read(file)) is not None:

@@ -9,17 +9,17 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import Distribution
 
 from .arguments import positive, real
 from .base import LocalModel
 from .datasets import Dataset
 from .gaussian import LinearGaussian
+from .linear_gaussian import LinearGaussianModel
 
 __all__ = ["FactorAnalysis"]
 
 
-class FactorAnalysis(LocalModel):
+class FactorAnalysis(LinearGaussianModel, LocalModel):
     r"""Factors h_i in R^k behind each x_i in R^d.
 
         h_i ~ Normal(0, I_k)
@@ -87,19 +87,7 @@ class FactorAnalysis(LocalModel):
         mean = h @ self.loading.mT + self.mean
         return pyro.sample("x", dist.Normal(mean, self.noise_scale).to_event(1), obs=x)
 
-    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        self.check_data(x)
-        return self._linear_gaussian().posterior(x)
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        self.check_data(x)
-        return self._linear_gaussian().log_evidence(x)
-
-    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
-        self.check_data(x)
-        return self._linear_gaussian().expected_log_likelihood(q, x)
-
-    def _linear_gaussian(self) -> LinearGaussian:
+    def linear_gaussian(self) -> LinearGaussian:
         loading = self.loading
         return LinearGaussian(
             prior_loc=torch.zeros_like(loading[0]),

@@ -9,17 +9,17 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import Distribution
 
 from .arguments import positive, real
 from .base import RegressionModel
 from .datasets import Dataset
 from .gaussian import LinearGaussian
+from .linear_gaussian import LinearGaussianModel
 
 __all__ = ["LinearRegression"]
 
 
-class LinearRegression(RegressionModel):
+class LinearRegression(LinearGaussianModel, RegressionModel):
     r"""Regression weights h in R^p behind N responses.
 
         h   ~ Normal(0, prior_scale)                        in each of the p coordinates
@@ -79,19 +79,7 @@ class LinearRegression(RegressionModel):
         covariates = self.covariates if index is None else self.covariates[index]
         return pyro.sample("x", dist.Normal((covariates * h).sum(-1), self.noise_scale), obs=x)
 
-    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        self.check_data(x)
-        return self._linear_gaussian().posterior(x)
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        self.check_data(x)
-        return self._linear_gaussian().log_evidence(x)
-
-    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
-        self.check_data(x)
-        return self._linear_gaussian().expected_log_likelihood(q, x)
-
-    def _linear_gaussian(self) -> LinearGaussian:
+    def linear_gaussian(self) -> LinearGaussian:
         rows = len(self.covariates)
         return LinearGaussian(
             prior_loc=torch.zeros_like(self.prior_scale),

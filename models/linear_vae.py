@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import Tensor
-from torch.distributions import Distribution
 
 from .datasets import Dataset
 from .decoders import Linear
 from .gaussian import LinearGaussian
+from .linear_gaussian import LinearGaussianModel
 from .observations import Gaussian
 from .probabilistic_pca import ProbabilisticPCA
 from .vae import VAE
@@ -19,7 +18,7 @@ from .vae import VAE
 __all__ = ["LinearVAE"]
 
 
-class LinearVAE(VAE):
+class LinearVAE(LinearGaussianModel, VAE):
     r"""A VAE with a linear decoder W and Gaussian noise of one learned scale.
 
         h_i ~ Normal(0, I_k)
@@ -67,19 +66,7 @@ class LinearVAE(VAE):
         self.check_data(x)
         return ProbabilisticPCA.maximum_likelihood(x, self.latents)
 
-    def posterior(self, x: Tensor) -> MultivariateNormal:
-        self.check_data(x)
-        return self._linear_gaussian().posterior(x)
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        self.check_data(x)
-        return self._linear_gaussian().log_evidence(x)
-
-    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
-        self.check_data(x)
-        return self._linear_gaussian().expected_log_likelihood(q, x)
-
-    def _linear_gaussian(self) -> LinearGaussian:
+    def linear_gaussian(self) -> LinearGaussian:
         loading = next(iter(self.decoder.parameters()))
         return LinearGaussian(
             prior_loc=torch.zeros_like(self.prior_scale),

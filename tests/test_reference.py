@@ -11,14 +11,19 @@ from problems import demo
 
 from inference import NotConvergedError, reference
 from inference.log_joint import LogJoint
-from inference.nuts import Chains, numpyro_nuts, pyro_nuts
+from inference.nuts import Chains, numpyro_nuts, nutpie_nuts, pyro_nuts
 from models import EightSchools, GaussianMean, LinearRegression, NormalGamma, Ring
 
 pytestmark = pytest.mark.slow
 
 module = import_module("inference.reference")
 needs_numpyro = pytest.mark.skipif(find_spec("numpyro") is None, reason="NumPyro is not installed: pip install .[bench]")
-SAMPLERS = [pyro_nuts, pytest.param(numpyro_nuts, marks=needs_numpyro)]
+needs_nutpie = pytest.mark.skipif(find_spec("nutpie") is None, reason="nutpie is not installed: pip install .[bench]")
+SAMPLERS = [
+    pyro_nuts,
+    pytest.param(numpyro_nuts, marks=needs_numpyro),
+    pytest.param(nutpie_nuts, marks=needs_nutpie),
+]
 SHORT = {"chains": 2, "draws": 600, "warmup": 200}
 
 
@@ -38,6 +43,7 @@ def test_agrees_with_exact_posteriors(model_class, sampler):
     assert "chains=2" in run.about["command"]
     assert sampler.__name__ in run.about["command"]
     assert ("numpyro" in run.about["versions"]) == (sampler is numpyro_nuts)
+    assert ("nutpie" in run.about["versions"]) == (sampler is nutpie_nuts)
 
 
 @needs_numpyro

@@ -3,6 +3,7 @@
 from .bounds import Bounds, error_bounds
 from .calibration import Calibration, calibration
 from .data_sets import DataSets
+from .drift import Change, change, drift
 from .importance import Evidence, Importance, Moments, importance
 from .moment_errors import MomentErrors, by_name, moment_errors
 from .predictive import LOO, Coverage, loo, predictive_coverage
@@ -17,6 +18,7 @@ __all__ = [
     "MMD",
     "Bounds",
     "Calibration",
+    "Change",
     "Coverage",
     "DataSets",
     "Evidence",
@@ -29,6 +31,8 @@ __all__ = [
     "by_name",
     "c2st",
     "calibration",
+    "change",
+    "drift",
     "error_bounds",
     "importance",
     "kernel_stein_discrepancy",

@@ -87,10 +87,21 @@ class Importance:
 
     def corrected(self) -> Moments:
         """Mean and standard deviation under the posterior, by the smoothed weights: to be believed where k̂ < 0.7."""
+        weights, draws = self._weights(), self.scalars.draws
+        mean = (weights * draws).sum(0)
+        return Moments(mean, (weights * (draws - mean) ** 2).sum(0).sqrt())
+
+    def corrected_errors(self) -> Moments:
+        """Standard errors of `corrected`: of each mean, and of the logarithm of each sd; by the delta method."""
+        weights, (mean, sd) = self._weights(), self.corrected()
+        off = (self.scalars.draws - mean) / sd
+        first, second = ((weights**2 * part**2).sum(0).sqrt() for part in (off, 0.5 * (off**2 - 1)))
+        return Moments(sd * first, second)
+
+    def _weights(self) -> Tensor:
+        """Of each draw of each scalar: shape (K, 1) or (K, D)."""
         weights = self.smoothed.exp()
-        weights = weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
-        mean = (weights * self.scalars.draws).sum(0)
-        return Moments(mean, (weights * (self.scalars.draws - mean) ** 2).sum(0).sqrt())
+        return weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
 
 
 def importance(

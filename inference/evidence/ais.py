@@ -14,6 +14,7 @@ from guides.latents import Latents
 
 from ..checks import arguments, check_count, check_data, check_pair
 from ..draws import draws
+from ..hamiltonian import transition
 from ..isolation import isolated, unscoped
 from .estimate import Evidence, LogMean
 from .iwae import ROWS, per_row
@@ -225,28 +226,14 @@ def _evaluate(path: _Path, h: Tensor) -> _State:
 
 def _transition(path: _Path, state: _State, beta: float, size: Tensor, leapfrog: int) -> tuple[_State, Tensor]:
     """One Hamiltonian transition for every chain, and the probability with which each was accepted."""
-
-    def slope(at: _State) -> Tensor:
-        return (1.0 - beta) * at.slope_q + beta * at.slope_p
-
-    def energy(at: _State, momentum: Tensor) -> Tensor:
-        return (1.0 - beta) * at.log_q + beta * at.log_p - 0.5 * momentum.square().sum(-1)
-
-    step = size.unsqueeze(-1)
-    momentum = torch.randn_like(state.h)
-    here = energy(state, momentum)
-    end = state
-    for _ in range(leapfrog):
-        momentum = momentum + 0.5 * step * slope(end)
-        end = _evaluate(path, end.h + step * momentum)
-        momentum = momentum + 0.5 * step * slope(end)
-    probability = (energy(end, momentum) - here).clamp(max=0.0).exp().nan_to_num(nan=0.0)
-    accept = torch.rand_like(probability) < probability
-    chosen = (
-        torch.where(accept.unsqueeze(-1) if new.dim() > accept.dim() else accept, new, old)
-        for new, old in zip(end, state, strict=True)
+    return transition(
+        state,
+        evaluate=lambda h: _evaluate(path, h),
+        density=lambda at: (1.0 - beta) * at.log_q + beta * at.log_p,
+        slope=lambda at: (1.0 - beta) * at.slope_q + beta * at.slope_p,
+        size=size,
+        leapfrog=leapfrog,
     )
-    return _State(*chosen), probability
 
 
 def _mean(weights: Tensor, *, upper: bool) -> Evidence:

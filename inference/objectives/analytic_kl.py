@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ..analytic import kl
-from .base import Loss
-from .traces import Pair, Program, latents, require_reparameterised, traces
-from .weights import check_draws
+from .pathwise import Pathwise
+from .traces import Pair, latents, require_reparameterised
 
 __all__ = ["AnalyticKL"]
 
 
 @dataclass(frozen=True)
-class AnalyticKL:
+class AnalyticKL(Pathwise):
     """−E_q[log p(x | h)] from draws + KL(q(h | x) ‖ p(h)) in closed form.
 
     Estimates: −ELBO; lower is better. Value and gradient are unbiased. Neither vanishes at the exact posterior: the KL's
@@ -33,18 +32,7 @@ class AnalyticKL:
     Reference: Kingma & Welling, "Auto-encoding variational Bayes" (2014), equation 7.
     """
 
-    estimates_elbo: ClassVar[bool] = True
-    num_particles: int = 1
-
-    def __post_init__(self) -> None:
-        check_draws(self, self.num_particles)
-
-    def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
-        nelbo = torch.stack([self._nelbo(pair) for pair in pairs]).sum() / self.num_particles
-        return Loss(nelbo.detach(), nelbo)
-
-    def _nelbo(self, pair: Pair) -> Tensor:
+    def nelbo(self, pair: Pair) -> Tensor:
         require_reparameterised(pair, self)
         ours, theirs = latents(pair.guide), latents(pair.model)
         # KL(q(h₂ | h₁) ‖ p(h₂ | h₁)) at a drawn h₁ is right only where both factors draw h₁ first.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .base import Loss
-from .traces import Pair, Program, is_point_mass, latents, require_reparameterised, traces
-from .weights import check_draws
+from .pathwise import Pathwise
+from .traces import Pair, is_point_mass, latents, require_reparameterised
 
 __all__ = ["ClosedFormEntropy"]
 
 
 @dataclass(frozen=True)
-class ClosedFormEntropy:
+class ClosedFormEntropy(Pathwise):
     """−E_q[log p(x, h)] from draws − H(q) in closed form.
 
     Estimates: −ELBO; lower is better. Value and gradient are unbiased. Neither vanishes at the exact posterior. Its gradient
@@ -32,18 +31,7 @@ class ClosedFormEntropy:
     Reference: Kucukelbir, Tran, Ranganath, Gelman & Blei, "Automatic differentiation variational inference" (2017), eq. 8.
     """
 
-    estimates_elbo: ClassVar[bool] = True
-    num_particles: int = 1
-
-    def __post_init__(self) -> None:
-        check_draws(self, self.num_particles)
-
-    def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
-        nelbo = torch.stack([self._nelbo(pair) for pair in pairs]).sum() / self.num_particles
-        return Loss(nelbo.detach(), nelbo)
-
-    def _nelbo(self, pair: Pair) -> Tensor:
+    def nelbo(self, pair: Pair) -> Tensor:
         require_reparameterised(pair, self)
         entropy = sum((self._entropy(name, site) for name, site in latents(pair.guide).items()), start=torch.zeros(()))
         log_p: Tensor = pair.model.log_prob_sum()

@@ -1,0 +1,36 @@
+"""What the objectives share that average a loss over pairs of traces, and are differentiated through the draws."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Loss
+from .traces import Pair, Program, traces
+from .weights import check_draws
+
+__all__ = ["Pathwise"]
+
+
+@dataclass(frozen=True)
+class Pathwise(ABC):
+    """The mean of `nelbo` over `num_particles` draws."""
+
+    estimates_elbo: ClassVar[bool] = True
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_draws(self, self.num_particles)
+
+    def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
+        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
+        nelbo = torch.stack([self.nelbo(pair) for pair in pairs]).sum() / self.num_particles
+        return Loss(nelbo.detach(), nelbo)
+
+    @abstractmethod
+    def nelbo(self, pair: Pair) -> Tensor:
+        """The loss of one pair, or of one that holds all draws: shape ()."""

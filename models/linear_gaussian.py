@@ -1,0 +1,34 @@
+"""Models whose latents and data are jointly Gaussian, given their parameters."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .base import Model
+from .gaussian import LinearGaussian
+
+__all__ = ["LinearGaussianModel"]
+
+
+class LinearGaussianModel(Model):
+    """The closed-form answers of a model that says which `LinearGaussian` it is: `Tractable`."""
+
+    @abstractmethod
+    def linear_gaussian(self) -> LinearGaussian:
+        """Prior, loading, offset and noise, as they are now."""
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        self.check_data(x)
+        return self.linear_gaussian().posterior(x)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        self.check_data(x)
+        return self.linear_gaussian().log_evidence(x)
+
+    def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
+        self.check_data(x)
+        return self.linear_gaussian().expected_log_likelihood(q, x)
