@@ -1,6 +1,6 @@
 """Microseconds a step: Pyro, NumPyro, PyTorch written by hand and the engines of this suite, side by side.
 
-    python benchmarks/race.py [--cases a b1 …] [--repeats 5] [--threads 2]
+    python benchmarks/race.py [--cases a b1 …] [--repeats 5] [--start-cases a …] [--starts 3] [--threads 2]
 
 Every runner takes the same model, guide, optimiser (Adam at a constant rate), batch and number of draws (one), in single
 precision, and records the loss of every step. A step's time is the difference between a long run and a short one, so that
@@ -132,7 +132,7 @@ def starts(case: str, repeats: int) -> list[str]:
     return [spread(times) for times in (cold, warm, other)]
 
 
-def main(cases: list[str], repeats: int, start_repeats: int) -> None:
+def main(cases: list[str], repeats: int, start_cases: list[str], start_repeats: int) -> None:
     """Races the cases one after the other, and writes the section anew after each."""
     table = ["| case | " + " | ".join(RUNNERS) + " | ours / Pyro | ours / NumPyro |", "|---" * (len(RUNNERS) + 3) + "|"]
     begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
@@ -144,7 +144,7 @@ def main(cases: list[str], repeats: int, start_repeats: int) -> None:
         medians.append(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)))
         times = " | ".join(f"{statistics.median(values):.3g}" for values in found.values())
         table.append(f"| ({case}) {CASES[case]} | {times} | {ratio(ours, found['Pyro SVI.step'])} | {ratio(ours, theirs)} |")
-        if start_repeats:
+        if start_repeats and case in start_cases:
             begin.append(f"| ({case}) | " + " | ".join(starts(case, start_repeats)) + " |")
         record(__file__, section(table, begin, fits, medians, repeats, start_repeats))
 
@@ -184,6 +184,7 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--start-cases", nargs="+", default=list(CASES), choices=list(CASES))
     options.add_argument("--starts", type=int, default=3)
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--start", choices=[*RUNNERS, *ENGINES], help=argparse.SUPPRESS)
@@ -194,4 +195,4 @@ if __name__ == "__main__":
         runner = {**RUNNERS, **ENGINES}[settings.start]
         print(seconds(partial(runner, settings.cases[0], settings.steps)))
     else:
-        main(settings.cases, settings.repeats, settings.starts)
+        main(settings.cases, settings.repeats, settings.start_cases, settings.starts)
