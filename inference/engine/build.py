@@ -94,7 +94,7 @@ def _build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) 
         fakes = [mode.from_tensor(value, static_shapes=True) for value in inputs]
         root = torch.nn.Module()
         with mode:
-            root.body = make_fx(loop.body, decomposition_table={**select_decomp_table(), **_WITH_C_INTERFACE})(*fakes)
+            root.body = make_fx(loop.body, decomposition_table={**select_decomp_table(), **_EQUAL})(*fakes)
             root.goes_on = make_fx(lambda *values: (values[0] < values[carried],))(*fakes)
         graph = fx.Graph()
         nodes = [graph.placeholder(f"input_{k}") for k in range(len(inputs))]
@@ -124,5 +124,16 @@ def _triangular_solution(a: Tensor, b: Tensor, *, upper: bool, left: bool = True
     return torch.ops.aten.triangular_solve.default(b, a, upper, False, unitriangular)[0]
 
 
-_WITH_C_INTERFACE = {torch.ops.aten.linalg_solve_triangular.default: _triangular_solution}
-"""Equal operations that compiled code can call without an interpreter."""
+def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0, generator: None = None) -> Tensor:
+    if (mean, std, generator) != (0.0, 1.0, None):
+        return NotImplemented
+    drawn: Tensor = torch.ops.aten.randn.default(like.shape, dtype=like.dtype, device=like.device)
+    return drawn
+
+
+_EQUAL: dict[Any, Callable[..., Any]] = {
+    # The one that compiled code can call without an interpreter.
+    torch.ops.aten.linalg_solve_triangular.default: _triangular_solution,
+    # The same numbers, without another tensor to fill.
+    torch.ops.aten.normal_functional.default: _normal,
+}
