@@ -41,7 +41,9 @@ RUNNERS: dict[str, Callable[[str, int], Any]] = {
 ENGINES = {engine.__name__: partial(by_engine, engine) for engine in (Eager, Graph, CompiledLoop, Auto)}
 """Who takes part in whole fits of `FIT` steps."""
 SECONDS = 0.6
-"""What the steps of the short run of each runner are to take, at least: more than what it does once may vary by."""
+"""What a short run of each runner is to take at least,"""
+DOMINANCE = 2.0
+"""and how many times as long as one of ten steps: tracing, capturing and loading vary from run to run."""
 STARTS = 100
 """Steps of a cold or warm start."""
 FIT = 1000
@@ -55,14 +57,12 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def length(runner: Callable[[str, int], Any], case: str) -> int:
-    """Steps of a short run: four times as many until twice the steps take measurably longer."""
+    """Steps of a short run: twice as many until what is done once is a small part of it."""
     runner(case, 10)
+    enough = max(SECONDS, DOMINANCE * min(seconds(partial(runner, case, 10)) for _ in range(2)))
     steps = 50
-    while steps < 400_000:
-        once, twice = (seconds(partial(runner, case, k * steps)) for k in (1, 2))
-        if twice - once > SECONDS:
-            break
-        steps *= 4
+    while seconds(partial(runner, case, steps)) < enough:
+        steps *= 2
     return steps
 
 

@@ -98,7 +98,7 @@ class Auto(CompiledLoop):
             self._known = cache.knows(self._nickname)
         step, rest = self._by_pyro_best, self._rest(self._by_pyro_best)
         compilation = COMPILATION + CAPTURE * step
-        return self._known or rest > WORTH * compilation or (step < SMALL and rest > 2 * CAPTURE * step)
+        return self._known or rest > WORTH * compilation or (step < SMALL and rest > 2 * WORTH * CAPTURE * step)
 
     def _by_pyro(self) -> Tensor:
         """One step by Eager; the second shows whether the programs remember it."""
