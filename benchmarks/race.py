@@ -11,6 +11,7 @@ start are whole runs of 100 steps in processes of their own, imports aside.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import subprocess
@@ -18,7 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -50,35 +53,52 @@ FIT = 1000
 """Steps of a whole fit of the first case, where engines are chosen by what they cost in all."""
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(name: str, case: str, steps: int) -> float:
+    """Of a fit by that runner. Python's garbage is collected before, and not during it: that takes longer than a capture."""
+    gc.collect()
+    gc.disable()
     begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+    {**RUNNERS, **ENGINES}[name](case, steps)
+    elapsed = time.perf_counter() - begin
+    gc.enable()
+    return elapsed
 
 
-def length(runner: Callable[[str, int], Any], case: str) -> int:
-    """Steps of a short run: twice as many until what is done once is a small part of it."""
-    runner(case, 10)
-    enough = max(SECONDS, DOMINANCE * min(seconds(partial(runner, case, 10)) for _ in range(2)))
-    steps = 50
-    while seconds(partial(runner, case, steps)) < enough:
-        steps *= 2
-    return steps
+class Lane:
+    """A runner in a process of its own, so that none runs among what another has left behind."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process = ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        )
+
+    def seconds(self, case: str, steps: int) -> float:
+        """Of a fit."""
+        return self.process.submit(seconds, self.name, case, steps).result()
+
+    def length(self, case: str) -> int:
+        """Steps of a short run: twice as many until what is done once is a small part of it."""
+        self.seconds(case, 10)
+        enough = max(SECONDS, DOMINANCE * min(self.seconds(case, 10) for _ in range(2)))
+        steps = 50
+        while self.seconds(case, steps) < enough:
+            steps *= 2
+        return steps
+
+    def microseconds(self, case: str, steps: int) -> float:
+        """One measurement of a step."""
+        short = self.seconds(case, steps)
+        return (self.seconds(case, 3 * steps) - short) / (2 * steps) * 1e6
 
 
-def microseconds(runner: Callable[[str, int], Any], case: str, steps: int) -> float:
-    """One measurement of a step."""
-    short = seconds(partial(runner, case, steps))
-    return (seconds(partial(runner, case, 3 * steps)) - short) / (2 * steps) * 1e6
-
-
-def race(case: str, repeats: int) -> dict[str, list[float]]:
+def race(case: str, lanes: list[Lane], repeats: int) -> dict[str, list[float]]:
     """Measurements of every runner, interleaved."""
-    lengths = {name: length(runner, case) for name, runner in RUNNERS.items()}
-    found: dict[str, list[float]] = {name: [] for name in RUNNERS}
+    lengths = {lane: lane.length(case) for lane in lanes}
+    found: dict[str, list[float]] = {lane.name: [] for lane in lanes}
     for _ in range(repeats):
-        for name, runner in RUNNERS.items():
-            found[name].append(microseconds(runner, case, lengths[name]))
+        for lane in lanes:
+            found[lane.name].append(lane.microseconds(case, lengths[lane]))
         print(case, {name: round(times[-1], 1) for name, times in found.items()}, flush=True)
     return found
 
@@ -138,8 +158,9 @@ def main(cases: list[str], repeats: int, start_cases: list[str], start_repeats: 
     begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
     medians: list[float] = []
     fits = whole_fits(cases[0], start_repeats) if start_repeats else []
+    lanes = [Lane(name) for name in RUNNERS]
     for case in cases:
-        found = race(case, repeats)
+        found = race(case, lanes, repeats)
         ours, theirs = found["CompiledLoop"], found["NumPyro svi.run"]
         medians.append(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)))
         times = " | ".join(f"{statistics.median(values):.3g}" for values in found.values())
@@ -192,7 +213,6 @@ if __name__ == "__main__":
     settings = options.parse_args()
     torch.set_num_threads(settings.threads)
     if settings.start:
-        runner = {**RUNNERS, **ENGINES}[settings.start]
-        print(seconds(partial(runner, settings.cases[0], settings.steps)))
+        print(seconds(settings.start, settings.cases[0], settings.steps))
     else:
         main(settings.cases, settings.repeats, settings.start_cases, settings.starts)
