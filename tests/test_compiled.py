@@ -416,6 +416,34 @@ def test_a_build_that_fails_in_the_background_is_said_and_the_fit_goes_on(monkey
         assert_same(run(Patient, steps=300), expected)
 
 
+def test_without_a_second_process_the_captured_step_keeps_its_threads(monkeypatch):
+    monkeypatch.setattr(inference.engine.auto, "COMPILATION", 0.0)
+    monkeypatch.setattr(inference.engine.auto, "FIRST", 10**6)  # never left for Pyro
+
+    def refused(*_, **__):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(inference.engine.auto, "Background", refused)
+    seen = set()
+
+    class Threaded(Auto):
+        def _worth_capturing(self):
+            return self.taken > 3
+
+        def _obtain(self, ready, example):
+            return super()._obtain(ready._replace(threads=2), example)
+
+        def _block(self, most):
+            losses = super()._block(most)
+            if self._ready is not None and self._wanted is None:
+                seen.add(self._ready.threads)
+            return losses
+
+    expected = run(Eager, steps=100)
+    assert_same(run(Threaded, steps=100), expected)
+    assert seen == {2}
+
+
 @pytest.mark.slow
 def test_many_fits_order_a_loop_once():
     run(Interpreted, steps=3)

@@ -126,8 +126,9 @@ class Auto(CompiledLoop):
             except (OSError, CalledProcessError):
                 # No second process can be had here: the captured step goes on.
                 self._wanted = None
-            # One is the compiler's: threads that wait for each other lose much where they have to share.
-            self._ready = ready._replace(threads=max(1, wanted.threads - 1))
+            else:
+                # One thread is the compiler's: those that wait for each other lose much where they have to share.
+                self._ready = ready._replace(threads=max(1, wanted.threads - 1))
         elif self._building is not None and self._building.finished:
             self._wanted, self._captured_best = None, inf
             found = cache.find(wanted.entry, self._nickname)
