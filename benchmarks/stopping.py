@@ -101,7 +101,7 @@ def run(problem, seed):
     model, x = make()
     with isolated(seed):
         guide = factory(model)
-    done = fit(model, guide, x, seed=seed, engine=Graph)
+    done = fit(model, guide, x, seed=seed)
     with torch.no_grad():
         if problem == "digits_vae":
             distance = best(problem) - elbo(model, guide, x, particles=400, seed=1).value / len(x)
@@ -171,7 +171,7 @@ def section(runs):
     return [
         "## Stopping",
         "",
-        "`fit(model, guide, x, engine=Graph)`: no steps, no rate, nothing tuned. KL(q ‖ q*) in nats to the family's best q*,",
+        "`fit(model, guide, x)`: no steps, no rate, nothing tuned. KL(q ‖ q*) in nats to the family's best q*,",
         "in total: by algebra for the first three and the diabetes regression, else by `FixedDraws` to 1e-3 nats. digits_vae:",
         "the decoder is learned and frozen first, and the ELBO per datum below that of a fit of 15000 steps (negative: above)",
         "stands for the KL. Of the eight problems and twenty seeds those in the table have been run. Seconds were taken on a",

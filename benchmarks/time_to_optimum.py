@@ -30,7 +30,7 @@ from torch import Tensor
 from guides import MLP, Amortized, Family, FullRank, Global, Guide, Local, MeanField
 from inference import analytic_elbo, best_elbo, fit
 from inference.batches import Batch
-from inference.engine import Graph
+from inference.engine import Auto, Graph
 from inference.isolation import isolated
 from inference.objectives import StickingTheLanding
 from inference.optimisers import BatchAndMatch, DoWG, FixedDraws, NaturalGradient, Solver
@@ -222,12 +222,20 @@ def descended(problem: Problem, options: dict[str, Any], most: int, seed: int) -
 
 
 def defaulted(problem: Problem, seed: int) -> Time:
-    """fit(model, guide, x), with nothing chosen, to its own end; with the gradients of the rates that it has tried."""
+    """fit(model, guide, x), with nothing chosen, to its own end; the gradients of rates that were tried or given up count."""
     guide = problem.factory(problem.model)
     guide.setup(problem.x)
     draws = quiet(guide, Batch((problem.x,), {})).num_particles
-    done = fit(problem.model, guide, problem.x, seed=seed, engine=Graph)
-    gap, gradients = problem.gap_of(guide), draws * (done.steps + len(RATES) * STEPS)
+    taken = 0
+
+    class Counting(Auto):
+        def advance(self, steps: int) -> Tensor:
+            nonlocal taken
+            taken += steps
+            return super().advance(steps)
+
+    done = fit(problem.model, guide, problem.x, seed=seed, engine=Counting)
+    gap, gradients = problem.gap_of(guide), draws * (taken + len(RATES) * STEPS)
     return Time(gradients, done.seconds, gap, gradients) if gap < NEAR else Time(inf, inf, gap, gradients)
 
 

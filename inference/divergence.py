@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ __all__ = ["DivergedError", "Divergence"]
 FIRST = 100
 """Losses at the start, and of late, whose medians are compared."""
 FACTOR = 1000.0
+SPREADS = 5.0
+"""Median deviations of the best `FIRST` losses in a row by which the last may be above those, at a rate on trial."""
 DRAWS = 8
 
 
@@ -46,10 +49,13 @@ class Divergence:
 
     Args:
         run: the fit, before its first step.
+        trial: says whether a smaller rate would be tried: then losses need not have risen that much, a nat (a datum, if each
+            has latents of its own) and `SPREADS` above the best are enough.
     """
 
-    def __init__(self, run: LiveRun) -> None:
+    def __init__(self, run: LiveRun, *, trial: Callable[[], bool]) -> None:
         self.due = FIRST
+        self._trial = trial
         self._start = {name: _spread(values) for name, values in _draws(run).items()}
 
     def look(self, run: LiveRun) -> None:
@@ -62,6 +68,8 @@ class Divergence:
         if float(last.median()) - start > FACTOR * (abs(start) + spread + 1):
             found = f"the loss has risen from {start:.3g} to {float(last.median()):.3g}, the ELBO falls to −inf; lower lr"
             raise DivergedError(run.steps, None, found)
+        if len(losses) >= 2 * FIRST and (rise := _rise(losses)) > run.rows and self._trial():
+            raise DivergedError(run.steps, None, f"the loss has risen by {rise:.3g}; lower lr")
         for name, values in _draws(run).items():
             size = values.abs().amax(0)
             if name in self._start and self._start[name].shape == size.shape:
@@ -73,6 +81,14 @@ class Divergence:
                     "estimate"
                 )
                 raise DivergedError(run.steps, name, found)
+
+
+def _rise(losses: Tensor) -> float:
+    """By how much the median of the last losses is above the lowest before, less what that one's own spread allows."""
+    blocks = losses[len(losses) % FIRST :].reshape(-1, FIRST)
+    medians = blocks.median(1).values
+    best = int(medians.argmin())
+    return float(medians[-1] - medians[best] - SPREADS * (blocks[best] - medians[best]).abs().median())
 
 
 def _draws(run: LiveRun) -> dict[str, Tensor]:

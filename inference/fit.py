@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.params.param_store import StateDict
 from torch import Tensor
@@ -21,16 +18,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm import tqdm
 
 from .batches import Batch, Batches
-from .checks import arguments, check_count, check_data, check_minibatch, check_pair, check_rate
+from .checks import arguments, check_count, check_data, check_minibatch, check_rate
 from .divergence import DivergedError, Divergence
 from .engine import Auto, Eager, Engine, Problem
-from .engine.eager import adopt
 from .isolation import isolated, scoped
 from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
 from .optimisers import JointStep, Solver, Target
+from .preparation import gradients_restored, learned, own_nan_check
 from .quiet import quiet
-from .rates import find_rate, smaller_rate
+from .rates import RATES, find_rate, smaller_rate
 from .restarts import begin_at, check_start
 from .row_optimiser import RowOptimiser
 from .running import LiveRun
@@ -157,11 +154,11 @@ def fit(
             check_data(model, first.args)
         rows = RowOptimiser()
         enumerated = objective is not None and not isinstance(objective, Trace_ELBO | TraceELBO)
-        parameters, names = _parameters(model, guide, first, rows, enumerated=enumerated)
-        stack.enter_context(_gradients_restored(parameters))
+        parameters, names = learned(model, guide, first, rows, enumerated=enumerated)
+        stack.enter_context(gradients_restored(parameters))
         if objective is None:
             objective = quiet(guide, first) if free else TraceELBO()
-        stack.enter_context(_own_nan_check())
+        stack.enter_context(own_nan_check())
 
         def assemble(
             rate: float, kind: type[Engine], stream: Batches, rows: RowOptimiser, parameters: list[Tensor]
@@ -181,16 +178,16 @@ def fit(
         def attempt(rate: float, kind: type[Engine]) -> tuple[Engine, LiveRun]:
             own = RowOptimiser()
             again = Batches(args, batch_size, transform)  # a table's rows have no optimiser state in the first epoch only
-            return assemble(rate, kind, again, own, _parameters(model, guide, first, own, enumerated=enumerated)[0])
+            return assemble(rate, kind, again, own, learned(model, guide, first, own, enumerated=enumerated)[0])
 
         trial = partial(attempt, kind=Eager)
 
         if start is not None:
             begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
-        retry = partial(attempt, kind=engine) if lr is None and free else None
-        lr = lr or (find_rate(trial) if free else 0.01)
+        found = find_rate(trial) if free and lr is None else None
+        retry = partial(attempt, kind=engine) if found in RATES else None  # else the optimiser goes by its own
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
-        run, ended = _carried_on(*assemble(lr, engine, stream, rows, parameters), rules, bar, retry)
+        run, ended = _carried_on(*assemble(lr or found or 0.01, engine, stream, rows, parameters), rules, bar, retry)
     return Fit(
         model=scoped(model, store, names[0]),
         guide=scoped(guide, store, names[1]),
@@ -224,24 +221,25 @@ def _carried_on(
 ) -> tuple[LiveRun, Stop]:
     """Runs until a rule says that it is enough. A rate that was found but fails after its trial gives way to a smaller one."""
     begun = run.iterate()
+
+    def smaller() -> float | None:
+        return smaller_rate(run.rate) if retry is not None and len(run.iterate()) == len(begun) else None
+
     while True:
         try:
-            return run, _watched(machine, run, rules, bar)
-        except NonFiniteLossError:
-            rate = smaller_rate(run.rate)
-            if retry is None or rate is None or len(run.iterate()) != len(begun):
+            return run, _watched(machine, run, rules, bar, trial=lambda: smaller() is not None)
+        except (DivergedError, NonFiniteLossError):
+            if retry is None or (rate := smaller()) is None:
                 raise
             run.move(begun)
             machine, run = retry(rate)
-            if run.rate != rate:  # the optimiser goes by its own
-                raise
             bar.reset()
 
 
-def _watched(machine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any) -> Stop:
+def _watched(machine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any, *, trial: Callable[[], bool]) -> Stop:
     """Takes steps in blocks, which grow until they take a tenth of a second, until a rule says that it is enough."""
     watches = [rule.begin(run) for rule in rules]
-    divergence = Divergence(run)
+    divergence = Divergence(run, trial=trial)
     size, ended = 1, None
     while ended is None:
         begin = time.perf_counter()
@@ -279,32 +277,6 @@ def _check_solver(solver: Solver, stop: Any, restarts: int) -> None:
         raise ValueError(f"{type(solver).__name__} is not restarted: leave restarts=1, or use torch's Adam.")
 
 
-def _parameters(
-    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: RowOptimiser, *, enumerated: bool
-) -> tuple[list[Tensor], tuple[set[str], set[str]]]:
-    """The tensors to optimise: each once, the rows of a local table in place of the table. Checks the pair on the way."""
-    with rows, poutine.trace(param_only=True) as used:
-        names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
-    parameters: list[Tensor] = list(rows.leaves.values())
-    adopt(used.trace, parameters, rows.leaves)
-    if not parameters:
-        raise ValueError("neither the model nor the guide has a parameter to learn, so there is nothing to fit.")
-    return parameters, names
-
-
-@contextmanager
-def _gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
-    """Starts without gradients and leaves those that were there before."""
-    before = {id(parameter): parameter.grad for parameter in parameters}
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.grad = before.get(id(parameter))
-
-
 def _solved(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -318,8 +290,8 @@ def _solved(
     """What `fit` does with an optimiser that runs by itself."""
     begin = time.perf_counter()
     with isolated(seed) as store, torch.enable_grad():
-        parameters, names = _parameters(model, guide, Batch(args, {}), RowOptimiser(), enumerated=False)
-        with _gradients_restored(parameters), _own_nan_check():
+        parameters, names = learned(model, guide, Batch(args, {}), RowOptimiser(), enumerated=False)
+        with gradients_restored(parameters), own_nan_check():
             if start is not None:
                 place(guide, start.draws(model, args), args)
             solution = solver.solve(Target(model, guide, args, parameters), steps=steps)
@@ -333,14 +305,11 @@ def _solved(
         steps=len(losses),
         seconds=time.perf_counter() - begin,
         seed=seed,
-        stop=Stop(solver, f"{type(solver).__name__} {solution.reason}", converged=solution.converged),
+        stop=Stop(
+            solver,
+            f"{type(solver).__name__} {solution.reason}",
+            converged=solution.converged,
+            distance=solution.distance,
+        ),
         params=store,
     )
-
-
-@contextmanager
-def _own_nan_check() -> Iterator[None]:
-    """Leaves NaN to `fit`, which stops at it and names the site: Pyro would raise without the step, or only warn."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
-        yield

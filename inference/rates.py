@@ -11,7 +11,7 @@ from .engine import Engine
 from .nonfinite import NonFiniteLossError
 from .running import LiveRun
 
-__all__ = ["find_rate", "smaller_rate"]
+__all__ = ["RATES", "STEPS", "find_rate", "smaller_rate"]
 
 RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 STEPS = 50

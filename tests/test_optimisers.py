@@ -474,11 +474,13 @@ class TestNaturalGradient:
         guide.setup(count.x)
         assert count.nelbo(guide) - best > 1.0
         for tolerance in (1e-1, 1e-3):
-            gaps = []
+            gaps, claims = [], []
             for seed in range(10):
                 guide = Global(count, FullRank())
-                fit(count, guide, count.x, steps=500, seed=seed, optimiser=NaturalGradient(tolerance=tolerance))
+                done = fit(count, guide, count.x, steps=500, seed=seed, optimiser=NaturalGradient(tolerance=tolerance))
                 gaps.append(count.nelbo(guide) - best)
+                claims.append(done.stop.distance)
+            assert np.mean(gaps) < np.mean(claims)
             assert min(gaps) > -1e-9
             assert np.mean(gaps) < tolerance
         assert np.mean(gaps) > 1e-7

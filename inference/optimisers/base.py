@@ -30,11 +30,13 @@ class Solution(NamedTuple):
     """Why it ended, to follow the solver's name."""
     converged: bool
     """Whether that was its own tolerance, met at an optimum of the ELBO."""
+    distance: float = nan
+    """As in `Stop`."""
 
     @classmethod
-    def met(cls, losses: list[float]) -> Solution:
+    def met(cls, losses: list[float], distance: float = nan) -> Solution:
         """The tolerance was met."""
-        return cls(losses, f"met its own tolerance after {len(losses)} iterations", converged=True)
+        return cls(losses, f"met its own tolerance after {len(losses)} iterations", converged=True, distance=distance)
 
     @classmethod
     def ran_out(cls, losses: list[float]) -> Solution:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from guides import FullRank, Global, Guide, Local, MeanField
 from models.gaussian import moments
@@ -61,6 +62,7 @@ class NaturalGradient(Solver):
     n = 4 each iteration takes twice the points; where steps agree, q still drifts and ρ goes back to 1, or up to 4 while they
     are parallel. It ends when the noise left costs less than `tolerance`. A target far from Gaussian in the guide's space,
     such as a centred hierarchy, is approached slowly, and may be left too early: reparametrise it, or lower the tolerance.
+    The distance that the fit claims tells: it is that noise and the KL that q has moved since an iteration well before.
 
     For ``Global`` or, each datum by itself, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to learn.
 
@@ -103,12 +105,14 @@ class NaturalGradient(Solver):
         at = _State.of(guide.q(target.args[0]))
         blocks = block_mask(guide.family, at.loc)
         most = max(1, self.most // (2 * at.loc.shape[-1]))
+        data = at.loc[..., 0].numel()
         rules, weight, rate, stride = 1, 0, 1.0, 1.0
         points = _Points(target, at.loc)
         losses: list[float] = []
         moved, lengths, cosines = inf, [inf], [0.0]
         kept: tuple[_State, _Slopes] | None = None
         before: _State | None = None
+        past = [(0, at), (0, at)]
         for _ in range(steps):
             slopes = points.slopes(at, blocks)
             worst = inf if kept is None or moved < WORSE or rate < LEAST_RATE else kept[1].nelbo + WORSE
@@ -134,8 +138,13 @@ class NaturalGradient(Solver):
             lengths.append(length)
             cosines.append(cosine)
             noise = step * max(lengths[-3:]) / 2
-            if length < FIXED * self.tolerance or (noise < self.tolerance and sum(cosines[-CALM:]) < 0):
-                return Solution.met(losses)
+            if length < FIXED * self.tolerance:
+                return Solution.met(losses, length / data)
+            if noise < self.tolerance and sum(cosines[-CALM:]) < 0:
+                far = past[len(losses) - past[1][0] >= len(losses) / 4][1]
+                return Solution.met(losses, (noise + _kl(at, far, blocks)) / data)
+            if len(losses).bit_count() == 1:
+                past = [past[1], (len(losses), at)]
             if cosine > DRIFT or len(losses) == 1 or min(losses[-2] - losses[-1], length / 2) > WORSE:
                 weight, stride = 0, min(LONGEST, 1.5 * stride) if cosine > STEADY and rate == 1 else 1.0
             elif cosine < 0:
@@ -236,6 +245,12 @@ def _moved(at: _State, slopes: _Slopes, rate: float) -> _State:
     inverse = torch.linalg.solve_triangular(root.mT, vectors, upper=True)
     newton = (inverse / values.unsqueeze(-2)) @ (inverse.mT @ slopes.gradient.unsqueeze(-1))
     return _State(at.loc + rate * newton.squeeze(-1), (precision + precision.mT) / 2)
+
+
+def _kl(at: _State, past: _State, blocks: Tensor) -> float:
+    """KL(q ‖ q in the past), in nats."""
+    one, other = (MultivariateNormal(s.loc, precision_matrix=s.precision * blocks) for s in (at, past))
+    return float(kl_divergence(one, other).sum())
 
 
 def _inner(at: _State, blocks: Tensor, one: _State, other: _State) -> float:

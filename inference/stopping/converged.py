@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log2, nan, sqrt
 from typing import ClassVar, NamedTuple
 
@@ -17,6 +18,12 @@ EVERY = 8
 """Steps from one iterate that is looked at to the next."""
 BATCHES = 64
 """Batches that the iterates of one rate are kept in, at most: then each two become one."""
+FIRST = 1024
+"""Steps of a first window that are enough, where they are stationary."""
+PATIENCE = 8
+"""A rate is left after so many times the steps that its window needs, if the loss does not fall."""
+MERGED = (1, 2, 4, 8)
+"""Batches that are put together to see how much their average varies."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,16 @@ class Converged(Rule):
 
     1. Iterates are averaged in batches. Of the windows "all", "the last three quarters" and "the last half" of the
        batches, the longest with R̂ ≤ `rhat` between its halves is taken: the part that is stationary.
-    2. It goes on until the window is twice as long as that of the rate before, since it takes twice as long to forget a
-       start; and until the Monte Carlo error of its average λ̄_γ
-       is below tolerance / 2: an expected KL V_γ from the spread of the batches, the largest of three, with batches as they
-       are and merged by 2 and 4, since merging exposes correlation between them.
+    2. It goes on until the window is twice as long as was needed at the rate before, since it takes twice as long to forget
+       a start; and until the Monte Carlo error of its average λ̄_γ is below tolerance / 2: an expected KL V_γ from the spread
+       of the batches, the largest of four, with batches as they are and merged by 2, 4 and 8, since merging exposes
+       correlation between them. To go to the next rate, though not to end, it is enough that the loss has stopped falling
+       where the last halving has moved λ̄ by more than noise does, and at the first rate: the bias is large then, and need
+       not be known well. After many more steps it is always enough, for bursts of noise at too high a rate would go on for
+       ever.
     3. The next rate, γ / 2, starts from λ̄_γ, or from the last iterate if its loss is lower by two standard errors.
-    4. D = KL(λ̄_{γ/2}, λ̄_γ), less the noise V of both, is the progress of the last halving; what is left is D / (2^κ − 1)²,
+    4. D = KL(λ̄_{γ/2}, λ̄_γ), less the noise V of both, is the progress of the last halving, and what noise leaves of it is
+       known to √(2 / r) of both V, if they are spread over r directions. What is left is D, plus that error, by (2^κ − 1)²,
        with κ = 1, or from two such D where they are above their noise. The fit ends when that plus V is below tolerance.
 
     All of these are measured in q, not in λ: KL ≈ ½ δᵀ F δ with Fisher's information F from score draws
@@ -52,7 +63,7 @@ class Converged(Rule):
 
     sets_rate: ClassVar[bool] = True
 
-    tolerance: float = 0.02
+    tolerance: float = 0.005
     rhat: float = 1.1
     most: int = 100_000
 
@@ -75,12 +86,18 @@ class _Window(NamedTuple):
     steps: int
     cost: float
     """V: the expected KL from the noise of the average."""
+    fine: bool
+    """Whether that is small enough for an end."""
+    spread: float
+    """r: over how many directions the noise is spread, at most the number of batches."""
 
 
 class _Watch(Watch):
     def __init__(self, rule: Converged) -> None:
         self.rule = rule
         self.due = EVERY
+        self.begun = 0
+        self.need = 0
         self.iterates = _Batches()
         self.metric: Tensor | None = None
         self.rates: list[_Window] = []
@@ -126,16 +143,18 @@ class _Watch(Watch):
         if (window := self._window(run)) is None:
             return False
         if self.rates:
-            change = 0.5 * float((self.metric @ (window.average - self.rates[-1].average)).square().mean()) / run.rows
-            self.progress.append(max(0.0, change - window.cost - self.rates[-1].cost))
+            change, noise = self._change(window, run)
+            self.progress.append(max(0.0, change - noise))
+            error = noise * sqrt(2 / min(window.spread, self.rates[-1].spread))
         self.rates.append(window)
+        self.need = 2 * min(window.steps, max(self.need, FIRST))
         if self.progress:
-            self.distance = self.progress[-1] / (2 ** self._order() - 1) ** 2 + window.cost
-            if self.distance < self.rule.tolerance:
+            self.distance = (self.progress[-1] + error) / (2 ** self._order() - 1) ** 2 + window.cost
+            if window.fine and self.distance < self.rule.tolerance:
                 return True
         _take_better(run, window.average)
         run.rate /= 2
-        self.iterates = _Batches()
+        self.iterates, self.begun = _Batches(), run.steps
         return False
 
     def _window(self, run: Running) -> _Window | None:
@@ -146,18 +165,41 @@ class _Watch(Watch):
             part = batches[len(batches) - length :]
             average = part.mean(0)
             along = (part - average) @ self.metric.T
-            if _rhat(along) <= self.rule.rhat:
-                cost = max(_cost(along, merged) for merged in (1, 2, 4)) / run.rows
-                steps = length * self.iterates.length * EVERY
-                enough = not self.rates or steps >= 2 * self.rates[-1].steps
-                return _Window(average, steps, cost) if enough and cost <= self.rule.tolerance / 2 else None
-        return None
+            stationary = _rhat(along) <= self.rule.rhat
+            if stationary:
+                break
+        steps = length * self.iterates.length * EVERY
+        cost = max(_cost(along, merged) for merged in MERGED) / run.rows
+        fine = cost <= self.rule.tolerance / 2
+        window = _Window(average, steps, cost, stationary and fine, _directions(along))
+        good = stationary and (fine or (self._biased(window, run) and self._idle(run, 0))) and steps >= self.need
+        return window if good or self._idle(run, PATIENCE * max(FIRST, self.need)) else None
+
+    def _change(self, window: _Window, run: Running) -> tuple[float, float]:
+        """KL between the averages of this rate and the last, and the part of it that noise has on average."""
+        assert self.metric is not None
+        last = self.rates[-1]
+        return 0.5 * float((self.metric @ (window.average - last.average)).square().mean()) / run.rows, window.cost + last.cost
+
+    def _biased(self, window: _Window, run: Running) -> bool:
+        """Whether more is to be had from a lower rate than from a longer window, as far as is known."""
+        if not self.rates:
+            return True
+        change, noise = self._change(window, run)
+        return change > 2 * noise
+
+    def _idle(self, run: Running, patience: int) -> bool:
+        """Whether so many losses at this rate, or more, have not fallen any further."""
+        losses = run.losses[self.begun :]
+        early, late = losses.chunk(2) if len(losses) > 1 else (losses, losses)
+        return len(losses) >= patience and bool(late.median() >= early.median())
 
     def _order(self) -> float:
         """κ, by which the bias falls with the rate: from the last two steps of progress where they are clear of noise."""
         if len(self.progress) < 2:
             return 1.0
-        clear = all(d > 2 * w.cost for d, w in zip(self.progress[-2:], self.rates[-2:], strict=True))
+        noise = [one.cost + two.cost for one, two in pairwise(self.rates[-3:])]
+        clear = all(d > 2 * n for d, n in zip(self.progress[-2:], noise, strict=True))
         return min(1.0, max(0.5, 0.5 * log2(self.progress[-2] / self.progress[-1]))) if clear else 1.0
 
 
@@ -201,8 +243,15 @@ def _rhat(along: Tensor) -> float:
 
 def _cost(along: Tensor, merged: int) -> float:
     """V: the expected KL of the average from its own mean, by batches merged in groups."""
-    groups = along.reshape(len(along) // merged, merged, -1).mean(1)
+    groups = along[len(along) % merged :].reshape(len(along) // merged, merged, -1).mean(1)
     return 0.5 * float(groups.var(0).mean()) / len(groups)
+
+
+def _directions(along: Tensor) -> float:
+    """(Σ v)² / Σ v² of the variances v of the batches along the axes that their scatter has."""
+    centred = along - along.mean(0)
+    scatter = centred @ centred.T
+    return float(scatter.trace() ** 2 / scatter.square().sum()) if bool(scatter.any()) else 1.0
 
 
 def _take_better(run: Running, average: Tensor) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .base import Rule, Running, Stop, Watch
 
-__all__ = ["MaxSteps"]
+__all__ = ["MaxSteps", "taken"]
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,9 @@ class _Watch(Watch):
         self.due = rule.steps
 
     def look(self, run: Running) -> Stop | None:
-        return Stop(self.rule, f"took the {self.rule.steps} steps it was given", converged=False)
+        return taken(self.rule)
+
+
+def taken(rule: MaxSteps) -> Stop:
+    """Of a fit that has taken all its steps."""
+    return Stop(rule, f"took the {rule.steps} steps it was given", converged=False)
