@@ -6,7 +6,8 @@ import operator
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .lean import lean
 from .loop import Loop
 
 __all__ = ["BuildError", "build", "load"]
 
+SMALL = 1024
+"""Numbers of a matrix whose product with a vector is no call of a library."""
+
 Compiled = Callable[[list[Tensor]], list[Tensor]]
-"""Runs a loop: takes the inputs of its body, with i = 0, and returns what it carries after `count` steps."""
+"""Runs a loop: takes the inputs of its body, with i = 0, and returns what it carries after `count` steps. It overwrites the
+inputs that it carries."""
 
 
 class BuildError(RuntimeError):
@@ -41,11 +47,18 @@ def build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) -
     Raises:
         BuildError: if there is no C++ compiler, or it fails.
     """
+    from torch._inductor.exc import CppCompileError
+
     depth = sys.getrecursionlimit()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _build(loop, inputs, folder, threads=threads)
+            try:
+                with _wrapper_by(lean):
+                    _build(loop, inputs, folder, threads=threads)
+            except CppCompileError:
+                # As Inductor writes it, and slower.
+                _build(loop, inputs, folder, threads=threads)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BuildError(f"the step could not be compiled ({type(error).__name__}: {reason})") from error
@@ -79,9 +92,9 @@ def _build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) 
         "cpp_wrapper": True,
         "fallback_random": True,
         "cpp.threads": threads,
-        "aot_inductor.allow_stack_allocation": True,
-        # Planning the reuse of buffers across the loop's border fails in torch 2.13 when arrays lie on the stack.
+        # A buffer that is used for one thing only can be taken before the loop.
         "allow_buffer_reuse": False,
+        "inplace_buffers": False,
         "aot_inductor.enable_frame_pointer": False,
         "aot_inductor.enable_line_tables": False,
     }
@@ -118,6 +131,23 @@ def _build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) 
             calls.rename(folder / "loop.json")
 
 
+@contextmanager
+def _wrapper_by(change: Callable[[str], str]) -> Iterator[None]:
+    """Inductor hands its wrapper to the compiler by way of `change`."""
+    from torch._inductor.codecache import AotCodeCompiler
+
+    before = AotCodeCompiler.compile
+
+    def compile_changed(graph: Any, wrapper_code: str, *args: Any, **options: Any) -> Any:
+        return before(graph, change(wrapper_code), *args, **options)
+
+    AotCodeCompiler.compile = compile_changed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AotCodeCompiler.compile = before  # type: ignore[method-assign]
+
+
 def _triangular_solution(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
     if not left:
         return _triangular_solution(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
@@ -131,9 +161,40 @@ def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0, generator: None =
     return drawn
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A product of matrices that is less work than a call of the library, as sums that are fused with what is around them."""
+    if a.shape[-1] == 1:
+        return a * b
+    if b.shape[-1] == 1 and a.numel() <= SMALL:
+        return (a * b.mT).sum(-1, keepdim=True)
+    return NotImplemented
+
+
+def _mv(a: Tensor, b: Tensor) -> Tensor:
+    """Inductor would sum along rows or columns, which for many numbers is slower than the library."""
+    product: Tensor = torch.ops.aten.mm.default(a, b[:, None])[:, 0]
+    return product
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """In single precision, a ratio of polynomials, least squares for tanh(x)/x in x², to six units of the last place: the
+    library's, to one unit, takes as long as the products of matrices around it."""
+    if x.dtype != torch.float32:
+        return NotImplemented
+    y = x.clamp(-9.02, 9.02)
+    square = y * y
+    above = ((1.33188061e-08 * square + 2.05833455e-05) * square + 3.49402936e-03) * square + 1.33797148e-01
+    below = ((7.76192622e-07 * square + 3.28308206e-04) * square + 2.58710571e-02) * square + 4.67130300e-01
+    return (y * (above * square + 1.0) / (below * square + 1.0)).clamp(-1.0, 1.0)
+
+
 _EQUAL: dict[Any, Callable[..., Any]] = {
     # The one that compiled code can call without an interpreter.
     torch.ops.aten.linalg_solve_triangular.default: _triangular_solution,
+    torch.ops.aten.mm.default: _product,
+    torch.ops.aten.bmm.default: _product,
+    torch.ops.aten.mv.default: _mv,
+    torch.ops.aten.tanh.default: _tanh,
     # The same numbers, without another tensor to fill.
     torch.ops.aten.normal_functional.default: _normal,
 }

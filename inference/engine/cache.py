@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import build as build_module
+from . import build, lean, triangular
 from .base import Problem
-from .build import BuildError, Compiled, build, load
+from .build import BuildError, Compiled, load
 from .loop import Loop
 
 __all__ = ["MOST_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
@@ -38,7 +38,7 @@ def entry(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Path:
     processor."""
     layout = [(tuple(value.shape), value.stride(), str(value.dtype)) for value in inputs]
     processor = torch.backends.cpu.get_cpu_capability(), platform.machine(), _processor()
-    made_by = torch.__version__, torch.get_default_dtype(), threads, Path(build_module.__file__).read_text()
+    made_by = torch.__version__, torch.get_default_dtype(), threads, _makers()
     return folder() / hashlib.sha256(repr((loop.body.code, layout, processor, made_by)).encode()).hexdigest()
 
 
@@ -87,12 +87,18 @@ def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> 
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
             made = Path(work) / "loop"
             made.mkdir()
-            build(loop, inputs, made, threads=threads)
+            build.build(loop, inputs, made, threads=threads)
             (made / "checksum").write_text(_checksum(made))
             _put(made, entry)
         _forget_oldest(entry)
     except OSError as error:
         raise BuildError(f"the compiled step could not be written to {entry.parent} ({error})") from error
+
+
+@cache
+def _makers() -> list[str]:
+    """The modules that make a library of a loop."""
+    return [Path(str(module.__file__)).read_text() for module in (build, lean, triangular)]
 
 
 @cache
