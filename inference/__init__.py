@@ -6,6 +6,7 @@ from .divergence import DivergedError
 from .elbo import Estimate, Terms, elbo
 from .evidence import Evidence, Sandwich, ais, ais_reverse, bidirectional, iwae
 from .fit import Fit, NonFiniteLossError, cosine, fit
+from .fit_many import fit_many
 from .gaps import Gaps, Part, gaps
 from .gradient_variance import Estimator, GradientVariance, gradient_variance
 from .reference import LongRun, NotConvergedError, reference
@@ -43,6 +44,7 @@ __all__ = [
     "elbo",
     "evidence_minus_kl",
     "fit",
+    "fit_many",
     "fit_unseen",
     "gaps",
     "gradient_variance",

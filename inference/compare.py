@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan, sqrt
+from math import ceil, nan, sqrt
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
@@ -24,7 +25,8 @@ from models import Tractable
 from .analytic import best_elbo
 from .checks import arguments, check_count, check_data, check_rate
 from .elbo import elbo
-from .fit import Fit, fit
+from .fit import Fit
+from .fit_many import fit_many
 from .isolation import isolated, unscoped
 from .objectives import Objective
 from .optimisers import Solver
@@ -168,29 +170,34 @@ def compare(
         raise ValueError(f"{taken[0]!r} is the name of a reference row: give the guide another.")
     check_data(model, args)
     settings = {"steps": steps, "lr": lr, "batch_size": batch_size, **options}
-    pairs = [
-        (name, factory, {"objective": objective, "optimiser": optimiser}, seed)
+    rows = [
+        (name, factory, {"objective": objective, "optimiser": optimiser})
         for name, factory in guides.items()
         for objective in axes["objective"]
         for optimiser in axes["optimiser"]
-        for seed in seeds
     ]
+    # Fits with several seeds go together, but no process shall be idle.
+    parts = np.array_split(seeds, min(len(seeds), ceil(jobs / len(rows))))
     work = (
-        delayed(_run)(
+        delayed(_runs)(
             model,
             name,
             factory,
             x,
             chosen=chosen,
-            seed=seed,
+            seeds=part.tolist(),
             particles=particles,
             settings={**settings, **{axis: axes[axis][key] for axis, key in chosen.items() if key}},
             dtype=torch.get_default_dtype(),
         )
-        for name, factory, chosen, seed in pairs
+        for name, factory, chosen in rows
+        for part in parts
     )
-    runs = Parallel(n_jobs=jobs, return_as="generator")(work)
-    fitted = list(tqdm(runs, total=len(pairs), disable=not progress, unit="fit"))
+    fitted: list[Run] = []
+    with tqdm(total=len(rows) * len(seeds), disable=not progress, unit="fit") as bar:
+        for done in Parallel(n_jobs=jobs, return_as="generator")(work):
+            fitted += done
+            bar.update(len(done))
     which = " of the model as given" if _is_learned(model) else ""
     # An improper prior is no distribution to draw from, so there is no floor.
     proper, known = getattr(unscoped(model), "proper", True), hasattr(model, "posterior")
@@ -204,27 +211,37 @@ def compare(
     )
 
 
-def _run(
+def _runs(
     model: Any,
     name: str,
     factory: Callable[[Any], Any],
     x: Any,
     *,
     chosen: dict[str, str],
-    seed: int,
+    seeds: list[int],
     particles: int,
     settings: dict[str, Any],
     dtype: torch.dtype,
-) -> Run:
-    with isolated(seed):
+) -> list[Run]:
+    pairs = []
+    with isolated(0):
         torch.set_default_dtype(dtype)
-        model = copy.deepcopy(model)
-        guide = factory(model)
-        done = fit(model, guide, x, seed=seed, **settings)
-        estimate = elbo(done.model, done.guide, x, particles=particles, seed=seed)
+        for seed in seeds:
+            with isolated(seed):
+                own = copy.deepcopy(model)
+                pairs.append((own, factory(own)))
+        fits = fit_many(pairs, x, seeds=seeds, **settings)
+        return [
+            _measured(name, chosen, own, guide, x, done=done, particles=particles)
+            for (own, guide), done in zip(pairs, fits, strict=True)
+        ]
+
+
+def _measured(name: str, chosen: dict[str, str], model: Any, guide: Any, x: Any, *, done: Fit, particles: int) -> Run:
+    estimate = elbo(done.model, done.guide, x, particles=particles, seed=done.seed)
     return Run(
         guide=name,
-        seed=seed,
+        seed=done.seed,
         elbo=estimate.value,
         elbo_se=estimate.se,
         evidence=_evidence(model, x),

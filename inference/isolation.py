@@ -13,15 +13,53 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.distributions import Distribution
 
-__all__ = ["Scoped", "isolated", "scoped", "unscoped"]
+__all__ = ["Scope", "Scoped", "isolated", "scoped", "unscoped"]
+
+
+class Scope:
+    """A random state and a param store of its own, which can be left and entered again.
+
+    On leaving it, by whatever way, the random states (torch, NumPy, Python), the param store, the default dtype and the
+    validation flags are as they were.
+
+    Args:
+        seed: for all three generators, when it is entered first.
+
+    Attributes:
+        store: the state of the param store, as it was when the scope was left without an error.
+        rng: the three generators' states, as they were then; None before it is entered.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.store: StateDict = {"params": {}, "constraints": {}}
+        self._seed = seed
+        self.rng: Any = None
+
+    @contextmanager
+    def entered(self) -> Iterator[StateDict]:
+        """Everything inside belongs to the scope."""
+        dtype, rng, validate = torch.get_default_dtype(), get_rng_state(), Distribution._validate_args
+        try:
+            with (
+                torch.random.fork_rng(),
+                pyro.validation_enabled(pyro.distributions.is_validation_enabled()),
+                _store(self.store) as store,
+            ):
+                if self.rng is None:
+                    pyro.set_rng_seed(self._seed)
+                else:
+                    set_rng_state(self.rng)
+                yield store
+                self.rng = get_rng_state()
+        finally:
+            set_rng_state(rng)
+            torch.set_default_dtype(dtype)
+            Distribution.set_default_validate_args(validate)
 
 
 @contextmanager
 def isolated(seed: int) -> Iterator[StateDict]:
-    """A scope with its own random state and param store.
-
-    On leaving it, by whatever way, the random states (torch, NumPy, Python), the param store, the default dtype and the
-    validation flags are as they were.
+    """A `Scope` that is entered once.
 
     Args:
         seed: for all three generators.
@@ -29,19 +67,8 @@ def isolated(seed: int) -> Iterator[StateDict]:
     Yields:
         The state of the scope's param store, filled in when the scope is left without an error.
     """
-    dtype, rng, validate = torch.get_default_dtype(), get_rng_state(), Distribution._validate_args
-    try:
-        with (
-            torch.random.fork_rng(),
-            pyro.validation_enabled(pyro.distributions.is_validation_enabled()),
-            _store({"params": {}, "constraints": {}}) as scope,
-        ):
-            pyro.set_rng_seed(seed)
-            yield scope
-    finally:
-        set_rng_state(rng)
-        torch.set_default_dtype(dtype)
-        Distribution.set_default_validate_args(validate)
+    with Scope(seed).entered() as store:
+        yield store
 
 
 class Scoped:

@@ -6,5 +6,6 @@ from .capture import CaptureError, capture
 from .compiled import CompiledLoop
 from .eager import Eager
 from .graph import Graph
+from .together import Member, Together
 
-__all__ = ["Auto", "CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Problem", "capture"]
+__all__ = ["Auto", "CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Member", "Problem", "Together", "capture"]

@@ -17,6 +17,7 @@ from .capture import CaptureError, capture
 from .eager import Eager
 from .graph import Graph, agree
 from .loop import Loop, loop
+from .schedule import place_of, put_back, rates
 from .threads import fewest_for, fixed_threads
 from .update import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
 
@@ -26,6 +27,8 @@ MOST_STEPS = 1024
 """Steps in one call of the compiled loop."""
 CHECK_EVERY = 4
 """The loop is compared with Pyro at each power of this step, too."""
+CHECKED = 3
+"""Steps that are compared, for one may be right where the next is not."""
 
 
 DRAWS_OTHERS = "it draws other random numbers than the program"
@@ -85,7 +88,7 @@ class CompiledLoop(Engine):
             self.instead = self.graph
             return self._by(self.graph, [next(batches)])
         check = self.taken >= self._due
-        count = 1 if check else min(most, MOST_STEPS, self._due - self.taken)
+        count = min(most, CHECKED if check else min(MOST_STEPS, self._due - self.taken))
         indices = [None] * count if batches.batch_size is None else batches.indices(count)
         if indices[0] is not None and len(indices[0]) != batches.batch_size:
             return self._by(self.graph, map(batches.of, indices))
@@ -93,7 +96,7 @@ class CompiledLoop(Engine):
             if self._ready is None:
                 self._settings = settings_of(self.problem.optimiser)
                 self._ready = self._prepare(indices[0])
-            return self._checked(indices[0]) if check else self._run(indices)
+            return self._checked(indices) if check else self._run(indices)
         except CaptureError as error:
             self._leave_to(self.eager, f"the fit runs by Pyro alone, since its captured step cannot be used: {error}")
         except (BuildError, PlainOptimiserError) as error:
@@ -128,11 +131,11 @@ class CompiledLoop(Engine):
             captured = capture(step, parameters, [*remembered, rate, *varying])
         finally:
             torch.set_rng_state(rng)
-        found = loop(captured, [*parameters, *remembered], len(varying), minibatches=index is not None)
+        found = loop(captured, [*parameters, *remembered], len(varying), by_step=0 if index is None else 1)
         length = MOST_STEPS if index is None else min(MOST_STEPS, len(batches.args[0]) // len(index))
         threads = fewest_for(captured)
         ready = Ready(found, data, length, threads, found.run)
-        example = ready.inputs(found.packing.pack([*parameters, *remembered]), [0.0], None if index is None else [index])
+        example = ready.inputs([*parameters, *remembered], [0.0], None if index is None else [index])
         return self._obtain(ready, example)
 
     def _obtain(self, ready: Ready, example: list[Tensor]) -> Ready:
@@ -149,27 +152,26 @@ class CompiledLoop(Engine):
 
     def _run(self, indices: Sequence[Tensor | None]) -> Tensor:
         """The loop's steps; by `Graph`, if there is a number among the results that is not finite, so that it is found."""
-        if settings_of(self.problem.optimiser) != self._settings:
-            raise PlainOptimiserError("the optimiser's settings have changed")
-        rng, plan = torch.get_rng_state(), self._plan()
-        losses, state = self._loop(indices, self._rates(len(indices)))
+        rng, place = torch.get_rng_state(), place_of(self.problem)
+        losses, state = self._loop(indices, rates(self.problem, len(indices), self._settings))
         if all(bool(values.isfinite().all()) for values in (losses, *state)):
             self._write(state)
             self.taken += len(indices)
             return losses
         torch.set_rng_state(rng)
-        self._restore(plan)
+        put_back(self.problem, place)
         return self._by(self.graph, map(self.problem.batches.of, indices))
 
-    def _checked(self, index: Tensor | None) -> Tensor:
-        """One step by Eager, which the loop has to repeat."""
+    def _checked(self, indices: Sequence[Tensor | None]) -> Tensor:
+        """A few steps by Eager, which the loop has to repeat."""
         problem, ready = self.problem, self._ready
         assert ready is not None
-        rng, last = torch.get_rng_state(), self._last_check
-        losses, state = self._loop([index], [problem.optimiser.param_groups[0]["lr"]])
+        rng, last, place = torch.get_rng_state(), self._last_check, place_of(self.problem)
+        losses, state = self._loop(indices, rates(problem, len(indices), self._settings))
         after = torch.get_rng_state()
         torch.set_rng_state(rng)
-        expected = self._by(self.eager, [problem.batches.of(index)])
+        put_back(problem, place)
+        expected = self._by(self.eager, map(problem.batches.of, indices))
         self._last_check = self.taken
         self._due = CHECK_EVERY
         while self._due <= self.taken:
@@ -179,7 +181,10 @@ class CompiledLoop(Engine):
             # The step has met new parameters.
             self._ready, self._due = None, self.taken
             return expected
-        same = [agree(losses.to(ready.coarsest), expected), *map(agree, ready.loop.packing.unpack(state), now)]
+        same = [
+            agree(losses.to(ready.loop.coarsest(ready.data)), expected),
+            *map(agree, ready.loop.packing.unpack(state), now),
+        ]
         if not torch.equal(after, torch.get_rng_state()):
             self._leave_to(self.eager, f"{_DIFFERS} {DRAWS_OTHERS}")
         elif not all(same):
@@ -195,34 +200,9 @@ class CompiledLoop(Engine):
             _, losses, *state = self._ready.run(self._ready.inputs(self._state(), rates, rows))
         return losses[: len(rates)].clone(), state
 
-    def _rates(self, count: int) -> list[float]:
-        """The learning rates of the next steps, taken from the schedule."""
-        optimiser, schedule, plan = self.problem.optimiser, self.problem.schedule, self._plan()
-        rates: list[float] = []
-        for _ in range(count):
-            rates.append(float(optimiser.param_groups[0]["lr"]))
-            if schedule is not None:
-                schedule.step()
-                if settings_of(optimiser) != self._settings:
-                    self._restore(plan)
-                    raise PlainOptimiserError(f"{type(schedule).__name__} changes more than the learning rate")
-        return rates
-
-    def _plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The optimiser's settings and the schedule's place, for `_restore`."""
-        schedule = self.problem.schedule
-        group = {key: value for key, value in self.problem.optimiser.param_groups[0].items() if key != "params"}
-        return group, {} if schedule is None else schedule.state_dict()
-
-    def _restore(self, plan: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        self.problem.optimiser.param_groups[0].update(plan[0])
-        if self.problem.schedule is not None:
-            self.problem.schedule.load_state_dict(plan[1])
-
     def _state(self) -> list[Tensor]:
-        assert self._ready is not None
         parameters = self.problem.parameters
-        return self._ready.loop.packing.pack([*parameters, *read_state(self.problem.optimiser, parameters)])
+        return [*parameters, *read_state(self.problem.optimiser, parameters)]
 
     def _write(self, vectors: Sequence[Tensor]) -> None:
         assert self._ready is not None
@@ -252,18 +232,5 @@ class Ready(NamedTuple):
     threads: int
     run: Compiled
 
-    @property
-    def coarsest(self) -> torch.dtype:
-        """Of the dtypes that a step computes in, the one with the largest rounding error."""
-        dtypes = [*self.loop.packing.dtypes, *(value.dtype for value in self.data)]
-        return max((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
-
-    def inputs(self, state: list[Tensor], rates: list[float], indices: list[Tensor] | None) -> list[Tensor]:
-        padded = torch.zeros(self.length, dtype=torch.float64)
-        padded[: len(rates)] = torch.tensor(rates, dtype=torch.float64)
-        rows = []
-        if indices is not None:
-            rows = [indices[0].new_zeros(self.length, len(indices[0]))]
-            torch.stack(indices, out=rows[0][: len(indices)])
-        count = torch.tensor(len(rates))
-        return [torch.tensor(0), torch.zeros_like(padded), *state, count, padded, *self.data, *rows, *self.loop.constants]
+    def inputs(self, state: Sequence[Tensor], rates: list[float], indices: Sequence[Tensor] | None) -> list[Tensor]:
+        return self.loop.inputs(self.length, state, rates, self.data, [] if indices is None else [torch.stack(list(indices))])

@@ -42,6 +42,16 @@ class Packing:
         parts = {dtype: iter(vector.split(self.sizes(dtype))) for dtype, vector in zip(self.groups, vectors, strict=True)}
         return [next(parts[dtype]).view(shape) for dtype, shape in zip(self.dtypes, self.shapes, strict=True)]
 
+    def slices(self, graph: fx.Graph, vectors: Sequence[fx.Node]) -> list[fx.Node]:
+        """`unpack` as nodes of a graph."""
+        ends = dict.fromkeys(self.groups, 0)
+        parts = []
+        for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
+            begin, ends[dtype] = ends[dtype], ends[dtype] + shape.numel()
+            part = graph.call_function(aten.slice.Tensor, (vectors[self.groups.index(dtype)], 0, begin, ends[dtype]))
+            parts.append(graph.call_function(aten.view.default, (part, list(shape))))
+        return parts
+
     def sizes(self, dtype: torch.dtype) -> list[int]:
         """The lengths of the parts of one vector."""
         return [shape.numel() for shape, own in zip(self.shapes, self.dtypes, strict=True) if own == dtype]
@@ -53,15 +63,38 @@ class Loop:
 
     Attributes:
         body: a function of (i, losses, *packed state, count, rates, *data, *constants) that returns the first of them after
-            step i. Rates has one learning rate for each step; of the data, the last is an index if there are minibatches,
-            with one row for each step.
+            step i. Losses and rates have one row for each step, and so have the last of the data.
         constants: the last inputs.
         packing: of the state.
+        fits: the shape of a step's loss: () or (fits,).
     """
 
     body: Any
     constants: list[Tensor]
     packing: Packing
+    fits: tuple[int, ...] = ()
+
+    def inputs(
+        self, length: int, state: Sequence[Tensor], rates: Sequence[float], data: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """What the body takes, with i = 0.
+
+        Args:
+            length: the most steps of one call; what has one row for each step is filled up with zeros.
+            state: tensor by tensor.
+            rates: one for each step.
+            data: the same for all steps.
+            rows: the rest of the data, with one row for each step.
+        """
+        losses = torch.zeros(length, *self.fits, dtype=torch.float64)
+        given = [_filled_up(row, length) for row in (torch.tensor(rates, dtype=torch.float64), *rows)]
+        count = torch.tensor(len(rates))
+        return [torch.tensor(0), losses, *self.packing.pack(state), count, given[0], *data, *given[1:], *self.constants]
+
+    def coarsest(self, data: Sequence[Tensor]) -> torch.dtype:
+        """Of the dtypes that a step computes in, the one with the largest rounding error."""
+        dtypes = [*self.packing.dtypes, *(value.dtype for value in data)]
+        return max((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         """What the loop carries after `count` steps, operation by operation: for want of compiled code."""
@@ -72,14 +105,14 @@ class Loop:
         return carried
 
 
-def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatches: bool) -> Loop:
+def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, by_step: int) -> Loop:
     """Turns a step of (state, rate, *data) into one of a loop.
 
     Args:
-        step: returns the loss and the new state.
+        step: returns the loss, or the losses of several fits, and the new state.
         state: an example of the state.
-        data: number of tensors of data, the index among them.
-        minibatches: whether the last tensor of data is an index.
+        data: number of tensors of data.
+        by_step: how many of these, the last ones, differ from step to step, such as the index of a minibatch.
 
     Raises:
         PlainOptimiserError: if the optimiser's state grows.
@@ -99,18 +132,12 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
     made.update({n: graph.placeholder(f"constant_{k}") for k, n in enumerate(constants)})
 
     here = graph.call_function(aten.reshape.default, (i, [1]))
-    parts = dict.fromkeys(packing.groups, 0)
-    for node, shape, dtype in zip(given, packing.shapes, packing.dtypes, strict=False):
-        begin, end = parts[dtype], parts[dtype] + shape.numel()
-        vector = vectors[packing.groups.index(dtype)]
-        part = graph.call_function(aten.slice.Tensor, (vector, 0, begin, end))
-        made[node] = graph.call_function(aten.view.default, (part, list(shape)))
-        parts[dtype] = end
+    made.update(zip(given, packing.slices(graph, vectors), strict=False))
     rate, *arguments = given[len(state) :]
     made[rate] = _row(graph, rates, here, [])
     made.update(zip(arguments, inputs, strict=True))
-    if minibatches:
-        made[arguments[-1]] = _row(graph, inputs[-1], here, list(arguments[-1].meta["tensor_meta"].shape))
+    for node, rows in list(zip(arguments, inputs, strict=True))[data - by_step :]:
+        made[node] = _row(graph, rows, here, list(node.meta["tensor_meta"].shape))
     made.update({n: _filled(graph, i, kept[n]) for n in kept if n not in made})
     failures = _copy(step.graph, graph, made)
     returned: Any = step.graph.output_node().args[0]
@@ -126,7 +153,8 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
     for dtype in packing.groups:
         own = [node for node, kind in zip(flat, packing.dtypes, strict=True) if kind == dtype]
         packed.append(graph.call_function(aten.cat.default, (own,)))
-    value = graph.call_function(aten.reshape.default, (made[loss], [1]))
+    fits = tuple(getattr(loss.meta.get("tensor_meta"), "shape", ()))
+    value = graph.call_function(aten.reshape.default, (made[loss], [1, *fits]))
     value = graph.call_function(torch.ops.prims.convert_element_type.default, (value, torch.float64))
     graph.output(
         (
@@ -135,7 +163,15 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, minibatche
             *packed,
         )
     )
-    return Loop(fx.GraphModule(torch.nn.Module(), graph), list(constants.values()), packing)
+    return Loop(fx.GraphModule(torch.nn.Module(), graph), list(constants.values()), packing, fits)
+
+
+def _filled_up(rows: Tensor, length: int) -> Tensor:
+    if len(rows) == length:
+        return rows.contiguous()
+    whole = rows.new_zeros(length, *rows.shape[1:])
+    whole[: len(rows)] = rows
+    return whole
 
 
 def _filled(graph: fx.Graph, like: fx.Node, value: Tensor) -> fx.Node:
