@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch._dynamo  # which torch imports with the first optimiser, in a second that is no part of a start
 from race_runners.by_numpyro import by_numpyro
-from race_runners.by_pyro import by_engine, by_svi
+from race_runners.by_pyro import by_engine, by_engine_together, by_svi
 from race_runners.by_torch import by_torch
 from race_runners.data import CASES
 from results import record
@@ -43,6 +43,10 @@ RUNNERS: dict[str, Callable[[str, int], Any]] = {
 }
 ENGINES = {engine.__name__: partial(by_engine, engine) for engine in (Eager, Graph, CompiledLoop, Auto)}
 """Who takes part in whole fits of `FIT` steps."""
+SEEDS = 8
+TOGETHER = {f"{e.__name__}, {SEEDS} seeds": partial(by_engine_together, e, SEEDS) for e in (Graph, CompiledLoop)}
+"""Fits with several seeds, on the small cases."""
+SMALL = ("a", "b1", "b2", "c")
 SECONDS = 0.6
 """What a short run of each runner is to take at least,"""
 DOMINANCE = 2.0
@@ -58,7 +62,7 @@ def seconds(name: str, case: str, steps: int) -> float:
     gc.collect()
     gc.disable()
     begin = time.perf_counter()
-    {**RUNNERS, **ENGINES}[name](case, steps)
+    {**RUNNERS, **ENGINES, **TOGETHER}[name](case, steps)
     elapsed = time.perf_counter() - begin
     gc.enable()
     return elapsed
@@ -156,22 +160,35 @@ def main(cases: list[str], repeats: int, start_cases: list[str], start_repeats: 
     """Races the cases one after the other, and writes the section anew after each."""
     table = ["| case | " + " | ".join(RUNNERS) + " | ours / Pyro | ours / NumPyro |", "|---" * (len(RUNNERS) + 3) + "|"]
     begin = ["| case | cold start, s | warm start, s | NumPyro, s |", "|---|---|---|---|"]
+    joint = [
+        f"| case | Graph, {SEEDS} seeds | seeds / 1 seed | CompiledLoop, {SEEDS} seeds | seeds / 1 seed |",
+        "|---" * 5 + "|",
+    ]
     medians: list[float] = []
     fits = whole_fits(cases[0], start_repeats) if start_repeats else []
-    lanes = [Lane(name) for name in RUNNERS]
+    lanes, more = [[Lane(name) for name in names] for names in (RUNNERS, TOGETHER)]
     for case in cases:
-        found = race(case, lanes, repeats)
+        found = race(case, [*lanes, *(more if case in SMALL else [])], repeats)
         ours, theirs = found["CompiledLoop"], found["NumPyro svi.run"]
         medians.append(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)))
-        times = " | ".join(f"{statistics.median(values):.3g}" for values in found.values())
+        times = " | ".join(f"{statistics.median(found[name]):.3g}" for name in RUNNERS)
         table.append(f"| ({case}) {CASES[case]} | {times} | {ratio(ours, found['Pyro SVI.step'])} | {ratio(ours, theirs)} |")
+        if case in SMALL:
+            cells = [(statistics.median(found[name]), ratio(found[name], found[name.split(",")[0]])) for name in TOGETHER]
+            joint.append(f"| ({case}) | " + " | ".join(f"{time:.3g} | {of_one}" for time, of_one in cells) + " |")
         if start_repeats and case in start_cases:
             begin.append(f"| ({case}) | " + " | ".join(starts(case, start_repeats)) + " |")
-        record(__file__, section(table, begin, fits, medians, repeats, start_repeats))
+        record(__file__, section(table, joint, begin, fits, medians, repeats, start_repeats))
 
 
 def section(  # noqa: PLR0917
-    table: list[str], begin: list[str], fits: list[str], medians: list[float], repeats: int, start_repeats: int
+    table: list[str],
+    joint: list[str],
+    begin: list[str],
+    fits: list[str],
+    medians: list[float],
+    repeats: int,
+    start_repeats: int,
 ) -> str:
     """The text of RESULTS.md."""
     lines = [
@@ -184,6 +201,10 @@ def section(  # noqa: PLR0917
         "",
         f"Median over these cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
         "(goals 0.8 and 1.2).",
+        "",
+        f"Microseconds a step of {SEEDS} seeds together, and how many times that of one seed by the same engine (goal 2):",
+        "",
+        *joint,
     ]
     if start_repeats:
         lines += [

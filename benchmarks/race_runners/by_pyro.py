@@ -12,13 +12,13 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from guides import MLP, Amortized, MeanField
-from inference import fit
+from inference import fit, fit_many
 from inference.engine import Engine
 from models import VAE, decoders
 
 from .data import BATCH, RATE, data
 
-__all__ = ["by_engine", "by_svi"]
+__all__ = ["by_engine", "by_engine_together", "by_svi"]
 
 
 def local(x: Tensor) -> None:
@@ -68,6 +68,15 @@ def by_engine(engine: type[Engine], case: str, steps: int) -> Tensor:
     model, guide = pair(case)
     x = tuple(map(torch.from_numpy, data(case)))
     return fit(model, guide, x, steps=steps, lr=RATE, schedule=None, engine=engine, batch_size=BATCH.get(case)).nelbo
+
+
+def by_engine_together(engine: type[Engine], seeds: int, case: str, steps: int) -> Tensor:
+    """The losses of fits with so many seeds, shape (seeds, steps)."""
+    torch.manual_seed(0)
+    pairs = [pair(case) for _ in range(seeds)]
+    x = tuple(map(torch.from_numpy, data(case)))
+    options = {"steps": steps, "lr": RATE, "schedule": None, "engine": engine, "batch_size": BATCH.get(case)}
+    return torch.stack([done.nelbo for done in fit_many(pairs, x, seeds=range(seeds), **options)])
 
 
 def by_svi(case: str, steps: int) -> Tensor:
