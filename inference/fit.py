@@ -22,10 +22,11 @@ from .checks import arguments, check_count, check_data, check_minibatch, check_r
 from .divergence import DivergedError, Divergence
 from .engine import Auto, Eager, Engine, Problem
 from .isolation import isolated, scoped
+from .joint_runs import joint_runs
 from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
-from .optimisers import JointStep, Solver, Target
-from .preparation import gradients_restored, learned, own_nan_check
+from .optimisers import Solver, Target
+from .preparation import check_descent, check_method, gradients_restored, learned, own_nan_check
 from .quiet import quiet
 from .rates import RATES, find_rate, smaller_rate
 from .restarts import begin_at, check_start
@@ -135,7 +136,7 @@ def fit(
         check_data(model, args)
     if batch_size is not None:
         check_minibatch(model, guide, args, batch_size)
-    _check_method(objective, optimiser, repeatable=batch_size is None and transform is None)
+    check_method(objective, optimiser, repeatable=batch_size is None and transform is None)
     start = FromInit() if start is None and restarts > 1 else start
     if start is not None:
         check_start(start, guide)
@@ -164,13 +165,7 @@ def fit(
             rate: float, kind: type[Engine], stream: Batches, rows: RowOptimiser, parameters: list[Tensor]
         ) -> tuple[Engine, LiveRun]:
             descent = optimiser(parameters, lr=rate)
-            if isinstance(descent, torch.optim.LBFGS):
-                raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
-            if isinstance(descent, JointStep) and rows.leaves:
-                raise TypeError(
-                    f"{type(descent).__name__} takes one step size from the distance that all parameters have gone, but "
-                    "minibatches show it a few rows of a Local guide at a time: leave batch_size=None, or use torch's Adam."
-                )
+            check_descent(descent, rows)
             decay = None if schedule is None or free or steps is None else schedule(descent, steps)
             engine = kind(Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps))
             return engine, LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)
@@ -180,11 +175,28 @@ def fit(
             again = Batches(args, batch_size, transform)  # a table's rows have no optimiser state in the first epoch only
             return assemble(rate, kind, again, own, learned(model, guide, first, own, enumerated=enumerated)[0])
 
-        trial = partial(attempt, kind=Eager)
-
+        together = partial(
+            joint_runs,
+            args=args,
+            objective=objective,
+            optimiser=optimiser,
+            schedule=None,
+            batch_size=batch_size,
+            transform=transform,
+            engine=engine,
+        )
         if start is not None:
-            begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
-        found = find_rate(trial) if free and lr is None else None
+            begin_at(
+                start,
+                restarts,
+                guide=guide,
+                model=model,
+                args=args,
+                trial=partial(attempt, kind=Eager),
+                together=together,
+                rate=lr,
+            )
+        found = find_rate(partial(attempt, kind=Eager)) if free and lr is None else None
         retry = partial(attempt, kind=engine) if found in RATES else None  # else the optimiser goes by its own
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
         run, ended = _carried_on(*assemble(lr or found or 0.01, engine, stream, rows, parameters), rules, bar, retry)
@@ -256,18 +268,6 @@ def _watched(machine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any, *
     divergence.look(run)
     known = [estimate for watch in watches if (estimate := watch.close(run)) is not None]
     return replace(ended, **known[0]._asdict()) if known else ended
-
-
-def _check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
-    if isinstance(objective, type):
-        raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
-    if isinstance(optimiser, type) and issubclass(optimiser, Solver):
-        raise TypeError(f"optimiser is the class {optimiser.__name__}; pass an instance, {optimiser.__name__}().")
-    if isinstance(optimiser, Solver) and not repeatable:
-        raise ValueError(
-            f"{type(optimiser).__name__} needs the same data in every iteration: leave batch_size=None and transform=None, or "
-            "use torch's Adam."
-        )
 
 
 def _check_solver(solver: Solver, stop: Any, restarts: int) -> None:

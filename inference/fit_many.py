@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from .isolation import Scope, scoped
 from .joint_runs import joint_runs
 from .objectives import Objective, TraceELBO
 from .optimisers import Solver
+from .preparation import check_method
 from .stopping import MaxSteps
 from .stopping.max_steps import taken
 
@@ -82,6 +82,7 @@ def fit_many(
         }
         return tuple(fit(*pair, x, seed=seed, **settings) for pair, seed in zip(pairs, seeds, strict=True))
     check_count(steps=steps)
+    check_method(objective, optimiser, repeatable=True)
     rate = 0.01 if lr is None else lr
     check_rate(rate)
     if transform is None:
@@ -95,10 +96,11 @@ def fit_many(
             joint_runs(
                 pairs,
                 [Scope(seed) for seed in seeds],
-                args,
-                steps=steps,
+                rate,
+                steps,
+                args=args,
                 objective=loss,
-                optimiser=partial(optimiser, lr=rate),
+                optimiser=optimiser,
                 schedule=schedule,
                 batch_size=batch_size,
                 transform=transform,

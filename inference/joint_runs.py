@@ -18,7 +18,7 @@ from .divergence import Divergence
 from .engine import Engine, Member, Problem, Together
 from .isolation import Scope
 from .objectives import Objective, TraceELBO
-from .preparation import gradients_restored, learned, own_nan_check
+from .preparation import check_descent, gradients_restored, learned, own_nan_check
 from .row_optimiser import RowOptimiser
 from .running import LiveRun
 
@@ -71,11 +71,12 @@ class JointRuns:
 def joint_runs(
     pairs: Sequence[tuple[Callable[..., Any], Callable[..., Any]]],
     scopes: Sequence[Scope],
-    args: tuple[Any, ...],
-    *,
+    rate: float,
     steps: int,
+    *,
+    args: tuple[Any, ...],
     objective: Objective | ELBO,
-    optimiser: Callable[[list[Tensor]], Optimizer],
+    optimiser: Callable[..., Optimizer],
     schedule: Callable[[Optimizer, int], LRScheduler] | None,
     batch_size: int | None,
     transform: Callable[[Tensor], Tensor] | None,
@@ -85,10 +86,10 @@ def joint_runs(
 
     Args:
         pairs: model and guide of each fit.
-        scopes: of each, entered or not.
+        scopes: of each, new or entered before.
+        rate: the learning rate at the first step.
         args: the data.
-        steps, objective, schedule, batch_size, transform, engine: as for `fit`.
-        optimiser: made from the parameters alone.
+        steps, objective, optimiser, schedule, batch_size, transform, engine: as for `fit`.
     """
     with ExitStack() as stack:
         stack.enter_context(own_nan_check())
@@ -101,7 +102,8 @@ def joint_runs(
                 enumerated = not isinstance(objective, Trace_ELBO | TraceELBO)
                 parameters, names = learned(model, guide, first, rows, enumerated=enumerated)
                 stack.enter_context(gradients_restored(parameters))
-                descent = optimiser(parameters)
+                descent = optimiser(parameters, lr=rate)
+                check_descent(descent, rows)
                 decay = None if schedule is None else schedule(descent, steps)
                 problem = Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps)
                 run = LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)

@@ -8,15 +8,42 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .batches import Batch
 from .checks import check_pair
 from .engine.eager import adopt
+from .optimisers import JointStep, Solver
 from .row_optimiser import RowOptimiser
 
-__all__ = ["gradients_restored", "learned", "own_nan_check"]
+__all__ = ["check_descent", "check_method", "gradients_restored", "learned", "own_nan_check"]
+
+
+def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
+    """Raises unless these are instances, and a solver has the same data in every iteration."""
+    if isinstance(objective, type):
+        raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
+    if isinstance(optimiser, type) and issubclass(optimiser, Solver):
+        raise TypeError(f"optimiser is the class {optimiser.__name__}; pass an instance, {optimiser.__name__}().")
+    if isinstance(optimiser, Solver) and not repeatable:
+        raise ValueError(
+            f"{type(optimiser).__name__} needs the same data in every iteration: leave batch_size=None and transform=None, or "
+            "use torch's Adam."
+        )
+
+
+def check_descent(optimiser: Optimizer, rows: RowOptimiser) -> None:
+    """Raises for an optimiser that minibatches or a noisy loss would lead astray."""
+    if isinstance(optimiser, torch.optim.LBFGS):
+        raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
+    if isinstance(optimiser, JointStep) and rows.leaves:
+        raise TypeError(
+            f"{type(optimiser).__name__} takes one step size from the distance that all parameters have gone, but minibatches "
+            "show it a few rows of a Local guide at a time: leave batch_size=None, or use torch's Adam."
+        )
 
 
 def learned(

@@ -143,6 +143,12 @@ class TestTrajectories:
         require_same(*both(model, factory, x, steps=400, lr=0.02, engine=CompiledLoop))
         assert machines[0].alone is None
 
+    def test_restarts_take_their_steps_together(self, machines):
+        model, x = demo(GaussianMean)
+        fit(model, Global(model, MeanField()), x, steps=5, restarts=5, engine=Graph)
+        assert machines[0].alone is None
+        assert (machines[0].taken, len(machines[0].members)) == (200, 5)
+
     def test_random_states_are_left_alone(self):
         model, x = demo(LocalGaussian)
         before = torch.get_rng_state()
@@ -234,6 +240,12 @@ class TestFailures:
             fit_many([], x, seeds=[], steps=5)
         with pytest.raises(ValueError, match="2 pairs, but 1 seeds"):
             fit_many(pairs_of(model, GUIDES["Global-MeanField"][1], [0, 1]), x, seeds=[0], steps=5)
+        with pytest.raises(TypeError, match="LBFGS evaluates the loss several times"):
+            fit_many([(model, guide)], x, seeds=[0], steps=5, optimiser=torch.optim.LBFGS)
+        with pytest.raises(TypeError, match="pass an instance, TraceELBO"):
+            fit_many([(model, guide)], x, seeds=[0], steps=5, objective=TraceELBO)
+        with pytest.raises(ValueError, match="steps must be at least 1"):
+            fit_many([(model, guide)], x, seeds=[0], steps=0)
         with pytest.raises(ValueError, match="is also that of pair 0"):
             fit_many([(model, guide)] * 2, x, seeds=[0, 1], steps=5)
 
