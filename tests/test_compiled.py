@@ -132,7 +132,18 @@ class TestSteps:
             return run(self, rows, [1.01 * rate for rate in rates])
 
         monkeypatch.setattr(Interpreted, "_loop", wrong)
-        with pytest.warns(UserWarning, match="differs at step 1"):
+        with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
+            found = run(Interpreted)
+        assert_same(found, run(Eager))
+
+    def test_that_are_wrong_from_the_second_on_are_found(self, monkeypatch):
+        """One step of a loop says nothing of what it hands on to the next."""
+
+        def wrong(self, rows, rates, run=Interpreted._loop):
+            return run(self, rows, [rates[0], *(1.01 * rate for rate in rates[1:])])
+
+        monkeypatch.setattr(Interpreted, "_loop", wrong)
+        with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
             found = run(Interpreted)
         assert_same(found, run(Eager))
 

@@ -15,10 +15,41 @@ from .capture import CaptureError
 from .noise import Noise, draws_of
 from .simplify import simplify
 
-__all__ = ["Batched", "batched", "fits_along"]
+__all__ = ["Batched", "Layout", "batched", "fits_along"]
 
 aten = torch.ops.aten
 FIRST, LAST = 0, -1
+
+
+class Layout(NamedTuple):
+    """How the states of several fits lie in joint tensors.
+
+    Attributes:
+        along: the dimension of the fits, the first or the last.
+        own: whether each tensor of the state is a fit's own, or the same for all.
+    """
+
+    along: int
+    own: list[bool]
+
+    def joint(self, states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """One tensor for all fits."""
+        return [
+            torch.stack(values, self.along) if own else values[0]
+            for own, values in zip(self.own, zip(*states, strict=True), strict=True)
+        ]
+
+    def rows(self, own: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """One tensor for all fits of what has a row for each step."""
+        among = 1 if self.along == 0 else self.along
+        return [torch.stack(rows, among) for rows in zip(*own, strict=True)]
+
+    def apart(self, state: Sequence[Tensor], fits: int) -> list[list[Tensor]]:
+        """The reverse."""
+        return [
+            [value.select(self.along, k) if own else value for own, value in zip(self.own, state, strict=True)]
+            for k in range(fits)
+        ]
 
 
 class Batched(NamedTuple):

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import build, lean, triangular
+from . import build as build_module
+from . import lean, triangular
 from .base import Problem
-from .build import BuildError, Compiled, load
+from .build import BuildError, Compiled, build, load
 from .loop import Loop
 
 __all__ = ["MOST_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
@@ -87,7 +88,7 @@ def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> 
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
             made = Path(work) / "loop"
             made.mkdir()
-            build.build(loop, inputs, made, threads=threads)
+            build(loop, inputs, made, threads=threads)
             (made / "checksum").write_text(_checksum(made))
             _put(made, entry)
         _forget_oldest(entry)
@@ -98,7 +99,7 @@ def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> 
 @cache
 def _makers() -> list[str]:
     """The modules that make a library of a loop."""
-    return [Path(str(module.__file__)).read_text() for module in (build, lean, triangular)]
+    return [Path(str(module.__file__)).read_text() for module in (build_module, lean, triangular)]
 
 
 @cache

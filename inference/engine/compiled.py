@@ -166,7 +166,8 @@ class CompiledLoop(Engine):
         """A few steps by Eager, which the loop has to repeat."""
         problem, ready = self.problem, self._ready
         assert ready is not None
-        rng, last, place = torch.get_rng_state(), self._last_check, place_of(self.problem)
+        begun, last = self.taken, self._last_check
+        rng, place = torch.get_rng_state(), place_of(problem)
         losses, state = self._loop(indices, rates(problem, len(indices), self._settings))
         after = torch.get_rng_state()
         torch.set_rng_state(rng)
@@ -188,8 +189,10 @@ class CompiledLoop(Engine):
         if not torch.equal(after, torch.get_rng_state()):
             self._leave_to(self.eager, f"{_DIFFERS} {DRAWS_OTHERS}")
         elif not all(same):
-            unchecked = f"; steps {last} to {self.taken - 2} were not compared" if last else ""
-            self._leave_to(self.eager, f"{_DIFFERS} its loss or update differs at step {self.taken - 1}{unchecked}")
+            unchecked = f"; steps {last} to {begun - 1} were not compared" if last else ""
+            self._leave_to(
+                self.eager, f"{_DIFFERS} its loss or update differs in steps {begun} to {self.taken - 1}{unchecked}"
+            )
         return expected
 
     def _loop(self, indices: Sequence[Tensor | None], rates: list[float]) -> tuple[Tensor, list[Tensor]]:

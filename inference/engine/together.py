@@ -18,7 +18,7 @@ from . import cache
 from .auto import CAPTURE, COMPILATION, WORTH, Auto, Wanted
 from .background import Background
 from .base import Engine, Problem
-from .batched import batched, fits_along
+from .batched import Layout, batched, fits_along
 from .build import BuildError, Compiled
 from .capture import CaptureError, capture
 from .compiled import CHECK_EVERY, CHECKED, CompiledLoop
@@ -346,37 +346,6 @@ class Together:
     def _states(self) -> list[list[Tensor]]:
         problems = [member.problem for member in self.members]
         return [[*(p.detach() for p in x.parameters), *read_state(x.optimiser, x.parameters)] for x in problems]
-
-
-class Layout(NamedTuple):
-    """How the states of several fits lie in joint tensors.
-
-    Attributes:
-        along: the dimension of the fits, the first or the last.
-        own: whether each tensor of the state is a fit's own, or the same for all.
-    """
-
-    along: int
-    own: list[bool]
-
-    def joint(self, states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """One tensor for all fits."""
-        return [
-            torch.stack(values, self.along) if own else values[0]
-            for own, values in zip(self.own, zip(*states, strict=True), strict=True)
-        ]
-
-    def rows(self, own: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """One tensor for all fits of what has a row for each step."""
-        among = 1 if self.along == 0 else self.along
-        return [torch.stack(rows, among) for rows in zip(*own, strict=True)]
-
-    def apart(self, state: Sequence[Tensor], fits: int) -> list[list[Tensor]]:
-        """The reverse."""
-        return [
-            [value.select(self.along, k) if own else value for own, value in zip(self.own, state, strict=True)]
-            for k in range(fits)
-        ]
 
 
 class Ready(NamedTuple):
