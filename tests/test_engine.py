@@ -347,6 +347,40 @@ class TestMemory:
                 model(x)
                 assert memory(model, program) == before
 
+    def test_nothing_of_what_a_parameter_was_made_from(self):
+        """It lies in the parameter's memory: an optimiser moves it."""
+
+        class Guide(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.start = [torch.zeros(3)]
+                self.loc = torch.nn.Parameter(self.start[0])
+
+        guide = Guide()
+        before, unaware = memory(guide, learned=[guide.loc]), memory(guide)
+        with torch.no_grad():
+            guide.loc.add_(1.0)
+        assert memory(guide, learned=[guide.loc]) == before
+        assert memory(guide) != unaware
+
+    @pytest.mark.parametrize("name", ["AutoNormal", "AutoMultivariateNormal", "AutoDelta"])
+    def test_autoguides_are_not_left_to_pyro(self, name):
+        """They keep the values that their parameters were made from."""
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(h, 1.0).to_event(1), obs=x)
+
+        made = []
+
+        class Watched(Auto):
+            def __init__(self, problem):
+                super().__init__(problem)
+                made.append(self)
+
+        fit(model, getattr(autoguide, name)(model), torch.ones(3), steps=20, engine=Watched)
+        assert made[0].instead is None
+
 
 CALLS = []
 

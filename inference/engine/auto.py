@@ -104,9 +104,9 @@ class Auto(CompiledLoop):
         """One step by Eager; the second shows whether the programs remember it."""
         problem = self.problem
         watched = (problem.model, problem.guide, problem.objective, problem.batches.transform) if self.taken == 1 else ()
-        before = memory(*watched)
+        before = memory(*watched, learned=problem.parameters)
         losses = self._by(self.eager, [next(problem.batches)])
-        if memory(*watched) != before:
+        if memory(*watched, learned=problem.parameters) != before:
             self.instead = self.eager
         return losses
 

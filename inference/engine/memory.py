@@ -6,7 +6,7 @@ import itertools
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
@@ -24,20 +24,25 @@ MOST = 20_000
 """Values that are looked at; what lies beyond is taken to stand still."""
 
 
-def memory(*programs: Callable[..., Any] | None) -> list[Any]:
+def memory(*programs: Callable[..., Any] | None, learned: Sequence[Tensor] = ()) -> list[Any]:
     """Numbers, texts, containers and iterators that the programs can reach, and the state of Python's and NumPy's generators.
 
     Looks at closures, defaults, the globals that a function names, attributes of objects, classes and modules, and into the
     functions found there. If it is the same before a call and after it, the call has left nothing behind there for the next
     one, such as a count of calls that anneals a scale, and drawn from no generator but torch's.
+
+    Args:
+        programs: where to look.
+        learned: what an optimiser moves; a tensor that lies in the same memory, as what a parameter was made from, counts
+            for nothing.
     """
     if not programs:
         return []
     generators = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a program may draw from
-    return [*generators, *itertools.islice(_values(list(programs)), MOST)]
+    return [*generators, *itertools.islice(_values(list(programs), set(map(_place, learned))), MOST)]
 
 
-def _values(found: list[Any]) -> Iterator[Any]:
+def _values(found: list[Any], moving: set[int]) -> Iterator[Any]:
     seen: set[int] = set()
     kept: list[Any] = []
     while found:
@@ -47,7 +52,8 @@ def _values(found: list[Any]) -> Iterator[Any]:
         elif isinstance(value, (np.generic, np.ndarray)):
             yield type(value), value.tobytes() if value.size <= MOST else value.shape
         elif isinstance(value, Tensor):
-            if value.numel() <= MOST and not value.requires_grad and value.layout == torch.strided:
+            plain = value.numel() <= MOST and not value.requires_grad and value.layout == torch.strided
+            if plain and _place(value) not in moving:
                 yield type(value), repr(value.tolist())
         elif id(value) not in seen and not isinstance(value, (type, CodeType, BuiltinFunctionType)):
             seen.add(id(value))
@@ -55,6 +61,10 @@ def _values(found: list[Any]) -> Iterator[Any]:
             kept.append(value)
             yield type(value)
             found.extend(_parts(value))
+
+
+def _place(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def _parts(value: Any) -> list[Any]:

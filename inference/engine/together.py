@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
@@ -79,7 +78,6 @@ class Together:
         self._due = 2
         self._wanted: Wanted | None = None
         self._building: Background | None = None
-        self._seconds = inf
         problem = members[0].problem
         if len(members) == 1 or hasattr(problem.objective, "loss_and_grads") or not issubclass(kind, Graph | CompiledLoop):
             self._part(kind)
@@ -155,18 +153,22 @@ class Together:
         return losses
 
     def _first_step(self) -> Tensor:
-        """One step of each by Pyro, and whether it pays to go on together."""
+        """One step of each by Pyro, and whether it is right, and pays, to go on together."""
         problem = self.members[0].problem
         watched = (problem.model, problem.guide, problem.objective, problem.batches.transform) if self.taken == 1 else ()
-        before = memory(*watched)
-        begin = time.perf_counter()
-        losses = self._apart(self._eager, 1)
-        self._seconds = (time.perf_counter() - begin) / len(self.members)
-        if memory(*watched) != before:
+        losses: list[Tensor] = []
+        remembers = False
+        for member, eager in zip(self.members, self._eager, strict=True):
+            with member.scope.entered():
+                before = [] if losses else memory(*watched, learned=problem.parameters)
+                losses.append(eager.advance(1))
+                remembers |= len(losses) == 1 and memory(*watched, learned=problem.parameters) != before
+        self.taken += 1
+        if remembers:
             self._part(Eager)
         elif self.taken == 2 and (problem.rows.leaves or not self._pays()):
             self._part(self.kind)
-        return losses
+        return torch.stack(losses, 1)
 
     def _pays(self) -> bool:
         """Whether capturing does; `Graph` and `CompiledLoop` are told to."""
@@ -272,17 +274,18 @@ class Together:
 
     def _run(self, count: int, indices: list[list[Tensor]] | None) -> Tensor:
         """The loop's steps; by `Graph`, if there is a number among the results that is not finite, so that it is found."""
-        first, begin = self.members[0].problem, time.perf_counter()
+        first, ready, begin = self.members[0].problem, self._ready, time.perf_counter()
+        assert ready is not None
         place, before = place_of(first), [member.scope.rng for member in self.members]
         planned = rates(first, count, self._settings)
-        losses, states = self._loop(planned, indices)
-        if not all(bool(value.isfinite().all()) for value in (losses, *(v for state in states for v in state))):
+        losses, joint = self._loop(planned, indices)
+        if not all(bool(value.isfinite().all()) for value in (losses, *joint)):
             put_back(first, place)
             for member, rng in zip(self.members, before, strict=True):
                 member.scope.rng = rng
             return self._by(self._graph, count, indices)
         place = place_of(first)
-        for member, state in zip(self.members, states, strict=True):
+        for member, state in zip(self.members, ready.layout.apart(joint, len(self.members)), strict=True):
             parameters = member.problem.parameters
             with torch.no_grad():
                 for parameter, value in zip(parameters, state, strict=False):
@@ -299,7 +302,8 @@ class Together:
         first, ready = self.members[0].problem, self._ready
         assert ready is not None
         place, before = place_of(first), [member.scope.rng for member in self.members]
-        losses, states = self._loop(rates(first, count, self._settings), indices)
+        losses, joint = self._loop(rates(first, count, self._settings), indices)
+        states = ready.layout.apart(joint, len(self.members))
         after = [member.scope.rng["torch"] for member in self.members]
         put_back(first, place)
         for member, rng in zip(self.members, before, strict=True):
@@ -318,8 +322,8 @@ class Together:
             self._part(self.kind)
         return expected
 
-    def _loop(self, planned: list[float], indices: list[list[Tensor]] | None) -> tuple[Tensor, list[list[Tensor]]]:
-        """Losses, and the state of each fit, after the steps. Of the fits themselves only the random states are changed."""
+    def _loop(self, planned: list[float], indices: list[list[Tensor]] | None) -> tuple[Tensor, list[Tensor]]:
+        """Losses, and the joint state after the steps. Of the fits themselves only the random states are changed."""
         ready = self._ready
         assert ready is not None
         noise = self._noise(len(planned))
@@ -327,7 +331,7 @@ class Together:
         inputs = ready.inputs(ready.layout.joint(self._states()), planned, ready.layout.rows(own))
         with fixed_threads(ready.threads), torch.no_grad():
             _, losses, *packed = ready.run(inputs)
-        return losses[: len(planned)].clone(), ready.layout.apart(ready.loop.packing.unpack(packed), len(self.members))
+        return losses[: len(planned)].clone(), ready.loop.packing.unpack(packed)
 
     def _noise(self, steps: int) -> list[list[Tensor]]:
         """The noise of each fit, from its own generator."""
