@@ -39,6 +39,23 @@ def impatient(monkeypatch):
     monkeypatch.setattr(inference.engine.auto, "SMALL", math.inf)
 
 
+AUTOGUIDES = [
+    "AutoDelta",
+    "AutoDiagonalNormal",
+    "AutoHierarchicalNormalMessenger",
+    "AutoIAFNormal",
+    "AutoLaplaceApproximation",
+    "AutoLowRankMultivariateNormal",
+    "AutoMultivariateNormal",
+    "AutoNormal",
+    "AutoNormalMessenger",
+    "AutoRegressiveMessenger",
+    "AutoStructured",
+]
+"""All of Pyro's that stand by themselves and are for continuous latents, but AutoNormalizingFlow, which wants a transform, and
+AutoGaussian, which is for single precision."""
+
+
 def trajectories(make, model, x, engine, **options):
     """Losses and final parameters by Pyro alone and by `engine`, from the same start."""
     ends = []
@@ -88,9 +105,7 @@ class TestTrajectory:
         with warned(engine, source):
             assert_same(trajectories(make, model, x, engine, steps=20, lr=0.02, batch_size=7))
 
-    @pytest.mark.parametrize(
-        "name", ["AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal", "AutoDelta", "AutoIAFNormal"]
-    )
+    @pytest.mark.parametrize("name", AUTOGUIDES)
     def test_of_autoguides(self, engine, name):
         model, x = demo(FactorAnalysis)
 
@@ -103,9 +118,10 @@ class TestTrajectory:
 
         assert_same(trajectories(make, model, x, engine, steps=20, lr=0.01))
 
-    def test_of_single_precision(self, engine):
+    @pytest.mark.parametrize("name", ["AutoNormal", "AutoGaussian"])
+    def test_of_single_precision(self, engine, name):
         model, x = LinearRegression.demo()
-        assert_same(trajectories(lambda: autoguide.AutoNormal(model), model, x, engine, steps=10), torch.float32)
+        assert_same(trajectories(lambda: getattr(autoguide, name)(model), model, x, engine, steps=10), torch.float32)
 
     def test_of_draws_that_are_not_reparameterised_through_noise(self, engine):
         def model(x):
