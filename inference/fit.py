@@ -22,6 +22,7 @@ from .checks import arguments, check_count, check_data, check_minibatch, check_r
 from .divergence import DivergedError, Divergence
 from .engine import Auto, Eager, Engine, Problem
 from .isolation import isolated, scoped
+from .joint_runs import joint_runs
 from .nonfinite import NonFiniteLossError
 from .objectives import Objective, TraceELBO
 from .optimisers import Solver, Target
@@ -174,10 +175,28 @@ def fit(
             again = Batches(args, batch_size, transform)  # a table's rows have no optimiser state in the first epoch only
             return assemble(rate, kind, again, own, learned(model, guide, first, own, enumerated=enumerated)[0])
 
-        trial = partial(attempt, kind=Eager)
+        together = partial(
+            joint_runs,
+            args=args,
+            objective=objective,
+            optimiser=optimiser,
+            schedule=None,
+            batch_size=batch_size,
+            transform=transform,
+            engine=engine,
+        )
         if start is not None:
-            begin_at(start, restarts, guide=guide, model=model, args=args, trial=trial, rate=lr)
-        found = find_rate(trial) if free and lr is None else None
+            begin_at(
+                start,
+                restarts,
+                guide=guide,
+                model=model,
+                args=args,
+                trial=partial(attempt, kind=Eager),
+                together=together,
+                rate=lr,
+            )
+        found = find_rate(partial(attempt, kind=Eager)) if free and lr is None else None
         retry = partial(attempt, kind=engine) if found in RATES else None  # else the optimiser goes by its own
         bar = stack.enter_context(tqdm(total=steps, disable=not progress, unit="step"))
         run, ended = _carried_on(*assemble(lr or found or 0.01, engine, stream, rows, parameters), rules, bar, retry)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .divergence import DivergedError
 from .engine import Engine
+from .isolation import Scope
+from .joint_runs import JointRuns
 from .nonfinite import NonFiniteLossError
 from .rates import find_rate
 from .running import LiveRun
@@ -37,15 +42,18 @@ def begin_at(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     trial: Callable[[float], tuple[Engine, LiveRun]],
+    together: Callable[[Sequence[tuple[Any, Any]], Sequence[Scope], float, int], AbstractContextManager[JointRuns]],
     rate: float | None,
 ) -> None:
     """Moves the guide to the start; of several, each followed for a few steps, to the end of the one with the lowest loss.
 
-    Losses are compared with common noise. A start from which the loss does not stay finite is dropped.
+    Losses are compared with common noise. A start from which the loss does not stay finite is dropped. The steps from all
+    starts are taken at once, unless one is dropped, or something is learned that is not held by model or guide as modules.
 
     Args:
         start, restarts, guide, model, args: of the fit.
         trial: makes an engine at a rate, with an optimiser that has no memory.
+        together: runs several pairs of model and guide, from their scopes, the rate and the number of steps.
         rate: of these steps; found at the first start if it is None.
 
     Raises:
@@ -53,16 +61,48 @@ def begin_at(
     """
     run = trial(0.01)[1]
     origin = run.iterate()
+    modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
+    alike = sum(p.numel() for p in modules.parameters() if p.requires_grad) == len(origin)
+    pairs = [copy.deepcopy((model, guide)) for _ in range(restarts)] if restarts > 1 and alike else []
+    place(guide, start.draws(model, args), args)
+    if restarts == 1:
+        return
+    rate = find_rate(trial) if rate is None else rate
+    ends: list[Tensor] = []
+    if pairs:
+        scopes = [Scope(int(torch.randint(2**31, ()))) for _ in pairs]
+        for pair, scope in zip(pairs, scopes, strict=True):
+            with scope.entered():
+                place(pair[1], start.draws(pair[0], args), args)
+        with suppress(NonFiniteLossError, DivergedError), together(pairs, scopes, rate, STEPS) as runs:
+            runs.advance(STEPS)
+            ends = [each.iterate() for _, each, _ in runs.each]
+    if not ends:
+        ends = _followed(start, restarts, run, origin, guide=guide, model=model, args=args, trial=lambda: trial(rate))
+    losses = run.losses_at(ends).mean(1)
+    run.move(ends[int(losses.where(losses.isfinite(), torch.inf).argmin())])
+
+
+def _followed(
+    start: Start,
+    restarts: int,
+    run: LiveRun,
+    origin: Tensor,
+    *,
+    guide: Callable[..., Any],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    trial: Callable[[], tuple[Engine, LiveRun]],
+) -> list[Tensor]:
+    """Where starts end, one after another, the present one first."""
     ends: list[Tensor] = []
     failure: NonFiniteLossError | None = None
-    for _ in range(restarts):
-        run.move(origin)
-        place(guide, start.draws(model, args), args)
-        if restarts == 1:
-            return
+    for k in range(restarts):
+        if k > 0:
+            run.move(origin)
+            place(guide, start.draws(model, args), args)
         try:
-            rate = find_rate(trial) if rate is None else rate
-            engine, run = trial(rate)
+            engine, run = trial()
             engine.advance(STEPS)
         except NonFiniteLossError as error:
             failure = error
@@ -70,5 +110,4 @@ def begin_at(
             ends.append(run.iterate())
     if failure is not None and not ends:
         raise failure
-    losses = run.losses_at(ends).mean(1)
-    run.move(ends[int(losses.where(losses.isfinite(), torch.inf).argmin())])
+    return ends

@@ -143,6 +143,12 @@ class TestTrajectories:
         require_same(*both(model, factory, x, steps=400, lr=0.02, engine=CompiledLoop))
         assert machines[0].alone is None
 
+    def test_restarts_take_their_steps_together(self, machines):
+        model, x = demo(GaussianMean)
+        fit(model, Global(model, MeanField()), x, steps=5, restarts=5, engine=Graph)
+        assert machines[0].alone is None
+        assert (machines[0].taken, len(machines[0].members)) == (200, 5)
+
     def test_random_states_are_left_alone(self):
         model, x = demo(LocalGaussian)
         before = torch.get_rng_state()

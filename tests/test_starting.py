@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from inference.engine import Eager
 from inference.isolation import isolated
 from inference.optimisers import FixedDraws
 from inference.starting import FromDraws, FromGuide, FromInit, FromPathfinder, FromPrior, Start
-from inference.starting.place import place
+from inference.starting.place import SHAPE, place
 from models import EightSchools, GaussianMean, LinearRegression, LocalGaussian, LocalModel
 
 STARTS = [s for s in map(starting.__dict__.get, starting.__all__) if issubclass(s, Start) and not inspect.isabstract(s)]
@@ -146,6 +147,20 @@ class TestFit:
         assert reached(start=wrong) < -5.0
         found = [reached(restarts=6, seed=seed) for seed in range(3)]
         assert min(found) > 5.0
+
+    @pytest.mark.parametrize("far", [2.0, -15.5, 40.0])
+    def test_a_single_draw_moves_the_place_and_leaves_the_scale(self, far):
+        """From far away too, where the likelihood at the guide's own place says nothing of the scale."""
+        model, x = demo(GaussianMean)
+        guide = Global(model, MeanField())
+        guide.setup(x)
+        name = guide.latents.sites[0].name
+        shape = FromInit().draws(model, (x,))[name].shape
+        before = guide.q(x).stddev
+        place(guide, {name: torch.full(shape, far, dtype=x.dtype)}, (x,))
+        error = before / math.sqrt(SHAPE)
+        assert ((guide.q(x).mean - far).abs() < 5 * error).all()
+        assert ((guide.q(x).stddev / before - 1).abs() < 5 / math.sqrt(2 * SHAPE)).all()
 
     def test_starts_differ_by_seed_and_repeat(self):
         model, x = demo(GaussianMean)

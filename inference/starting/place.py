@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ SHAPE = 64
 """Draws of the guide's own shape that stand for a single point."""
 ITERATIONS = 500
 TOO_FAR = 1e30
+STILL = 1e-3
+"""Nats a draw: a search that gains less than this over the one before has ended."""
 
 
 def check_placeable(guide: Callable[..., Any]) -> None:
@@ -74,6 +77,11 @@ def place(guide: Callable[..., Any], draws: Mapping[str, Tensor], args: tuple[An
     start = parameters_to_vector(parameters).detach().double().numpy()
     with torch.no_grad():
         found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+        before = inf
+        while before - found.fun > STILL:
+            # From far away it may stop where steps are small because of what it remembers of the way.
+            before = found.fun
+            found = minimize(value_and_gradient, found.x, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
         vector_to_parameters(torch.from_numpy(found.x).to(parameters[0]), parameters)
 
 
