@@ -61,6 +61,42 @@ def run(engine, make=small, **options):
     return done.nelbo, torch.cat([p.detach().flatten() for p in guide.parameters()])
 
 
+class Uneven:
+    """A float32 program with gradients of some 100, of 1e-3 and of mere rounding, captured in another version than it is."""
+
+    def __init__(self):
+        self.swapped = None
+
+    def model(self, x):
+        w = pyro.param("w", torch.zeros(3))
+        a, b, c = torch.tensor([0.3, 0.6, 0.7])
+        rounding = ((a + b) + c if self.swapped == "the order of a sum" else a + (b + c)) - 1.6
+        small = -1e-3 if self.swapped == "a small coefficient" else 1e-3
+        large = 50.05 if self.swapped == "a large coefficient" else 50.0
+        pyro.factor("terms", -large * (w[0] - 1).square() + small * w[1] + rounding * w[2])
+        pyro.sample("x", dist.Normal(pyro.sample("h", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("h", dist.Normal(0.5 * x, 0.7))
+
+    @classmethod
+    def run(cls, monkeypatch, swapped):
+        """Fits it with the loop of the version in which `swapped` is, and returns the engine."""
+        program, engines = cls(), []
+
+        def prepare(self, index, run=Interpreted._prepare):
+            engines.append(self)
+            program.swapped = swapped
+            try:
+                return run(self, index)
+            finally:
+                program.swapped = None
+
+        monkeypatch.setattr(Interpreted, "_prepare", prepare)
+        fit(program.model, program.guide, torch.tensor(1.0), engine=Interpreted, steps=40, lr=0.02)
+        return engines[0]
+
+
 def assert_same(found, expected):
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -155,6 +191,19 @@ class TestSteps:
         (wrong,), (right,) = packing.pack([1.05 * small_one, large]), packing.pack([small_one, large])
         assert agree(wrong, right)
         assert not all(map(agree, packing.unpack([wrong]), packing.unpack([right])))
+
+    def test_that_are_made_of_rounding_alone_are_not_wrong(self, monkeypatch):
+        """Where the sum that is a gradient should be zero, another order of it is another step of Adam's, of full size."""
+        loop = Uneven.run(monkeypatch, "the order of a sum")
+        assert Interpreted.loops
+        assert loop.instead is None
+
+    @pytest.mark.parametrize("swapped", ["a small coefficient", "a large coefficient"])
+    def test_that_are_wrong_beside_rounding_are_found(self, monkeypatch, swapped):
+        """Small: 1e-5 of the largest gradient, of which Adam's moments tell nothing; large: by one part in a thousand."""
+        with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
+            loop = Uneven.run(monkeypatch, swapped)
+        assert loop.instead is loop.eager
 
     @pytest.mark.parametrize("engine", [Interpreted, Auto])
     def test_of_a_schedule_that_changes_more_than_the_rate(self, engine):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -168,32 +169,73 @@ class CompiledLoop(Engine):
         assert ready is not None
         begun, last = self.taken, self._last_check
         rng, place = torch.get_rng_state(), place_of(problem)
-        losses, state = self._loop(indices, rates(problem, len(indices), self._settings))
+        before, planned = [value.clone() for value in self._state()], rates(problem, len(indices), self._settings)
+        losses, state = self._loop(indices, planned)
         after = torch.get_rng_state()
         torch.set_rng_state(rng)
         put_back(problem, place)
-        expected = self._by(self.eager, map(problem.batches.of, indices))
+        with _gradients_of(problem) as gradients:
+            expected = self._by(self.eager, map(problem.batches.of, indices))
         self._last_check = self.taken
         self._due = CHECK_EVERY
         while self._due <= self.taken:
             self._due *= CHECK_EVERY
-        now = [*problem.parameters, *read_state(problem.optimiser, problem.parameters)]
+        now = self._state()
         if [value.shape for value in now] != ready.loop.packing.shapes:
             # The step has met new parameters.
             self._ready, self._due = None, self.taken
             return expected
-        same = [
-            agree(losses.to(ready.loop.coarsest(ready.data)), expected),
-            *map(agree, ready.loop.packing.unpack(state), now),
-        ]
+        found = ready.loop.packing.unpack(state)
         if not torch.equal(after, torch.get_rng_state()):
             self._leave_to(self.eager, f"{_DIFFERS} {DRAWS_OTHERS}")
-        elif not all(same):
+        elif not (
+            agree(losses.to(ready.loop.coarsest(ready.data)), expected)
+            and (all(map(agree, found, now)) or self._rounded(found, now, before, gradients, planned))
+        ):
             unchecked = f"; steps {last} to {begun - 1} were not compared" if last else ""
             self._leave_to(
                 self.eager, f"{_DIFFERS} its loss or update differs in steps {begun} to {self.taken - 1}{unchecked}"
             )
         return expected
+
+    def _rounded(
+        self,
+        found: Sequence[Tensor],
+        expected: Sequence[Tensor],
+        before: Sequence[Tensor],
+        gradients: Sequence[Sequence[Tensor | None]],
+        rates: Sequence[float],
+    ) -> bool:
+        """Whether the loop's results lie where the optimiser gets from Eager's gradients rounded up, or down.
+
+        Adam divides by the size of the gradient. Where that is nothing but rounding, as it is behind a saturated unit, whole
+        steps are made of it. Each gradient is moved by one unit of rounding of the largest number in its tensor: where it is
+        above that, the bounds are as narrow as without.
+
+        Args:
+            found, expected: parameters and the optimiser's memory after the steps, by the loop and by Eager.
+            before: the same before them.
+            gradients, rates: of each step, by Eager.
+        """
+        problem, kept = self.problem, [value.clone() for value in expected]
+        bounds = [kept]
+        try:
+            for sign in (-1, 1):
+                self._set(before)
+                for exact, rate in zip(gradients, rates, strict=True):
+                    moved = [g if g is None else g + sign * torch.finfo(g.dtype).eps * g.abs().max() for g in exact]
+                    memory = read_state(problem.optimiser, problem.parameters)
+                    lr = torch.tensor(rate, dtype=torch.float64)
+                    self._set(updated(problem.optimiser, problem.parameters, moved, memory, lr))
+                bounds.append([value.clone() for value in self._state()])
+        finally:
+            self._set(kept)
+        for ours, *theirs in zip(found, *bounds, strict=True):
+            ends = torch.stack(theirs).aminmax(dim=0)
+            nearest = ours.clamp(ends.min, ends.max).where(ours.isfinite(), theirs[0])
+            if not agree(ours, nearest):
+                return False
+        return True
 
     def _loop(self, indices: Sequence[Tensor | None], rates: list[float]) -> tuple[Tensor, list[Tensor]]:
         """Losses and packed state after the steps. Only the random state is changed."""
@@ -209,7 +251,10 @@ class CompiledLoop(Engine):
 
     def _write(self, vectors: Sequence[Tensor]) -> None:
         assert self._ready is not None
-        values, parameters = self._ready.loop.packing.unpack(vectors), self.problem.parameters
+        self._set(self._ready.loop.packing.unpack(vectors))
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        parameters = self.problem.parameters
         with torch.no_grad():
             for parameter, value in zip(parameters, values, strict=False):
                 parameter.copy_(value)
@@ -223,6 +268,21 @@ class CompiledLoop(Engine):
             losses.append(engine.take(batch))
             self.taken += 1
         return torch.tensor(losses, dtype=torch.float64)
+
+
+@contextmanager
+def _gradients_of(problem: Problem) -> Iterator[list[list[Tensor | None]]]:
+    """Takes down what gradients the optimiser is given in each step."""
+    taken: list[list[Tensor | None]] = []
+
+    def take_down(*_: Any) -> None:
+        taken.append([None if p.grad is None else p.grad.clone() for p in problem.parameters])
+
+    hook = problem.optimiser.register_step_pre_hook(take_down)
+    try:
+        yield taken
+    finally:
+        hook.remove()
 
 
 class Ready(NamedTuple):
