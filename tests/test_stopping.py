@@ -479,6 +479,23 @@ class TestFit:
         with pytest.raises(NonFiniteLossError):
             fit(model, guide, x, lr=rates[0], steps=400, schedule=None, engine=Eager)
 
+    def test_a_gradient_that_is_not_finite_in_one_trial_does_not_spoil_the_next(self):
+        """Beyond the wall, which Adam at 0.3 crosses in its trial of 50 steps and at 0.1 does not, the gradient is NaN."""
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=torch.float64), 1000.0))
+            pyro.factor("wall", h + 1e-6 * torch.where(h < 8, (8 - h).sqrt(), 0.0))
+
+        def guide(x):
+            pyro.sample("h", dist.Normal(pyro.param("loc", torch.zeros((), dtype=torch.float64)), 0.01))
+
+        rates = []
+        seen = When(lambda run: rates.append(run.rate), every=1)
+        rules = [Converged(), seen, MaxSteps(60)]
+        done = fit(model, guide, torch.zeros(1), objective=TraceELBO(), stop=rules, engine=Eager)
+        assert rates[0] == 0.1
+        assert done.steps == 60
+
     def test_a_rate_at_which_the_loss_rises_gives_way(self):
         """At 0.3 and at 0.1, q is blown up once the first steps are done; the loss stays finite for thousands of steps."""
         data = load_breast_cancer()

@@ -68,8 +68,10 @@ class Engine(ABC):
         try:
             loss = self.step(batch)
         except LinAlgError as error:
+            self._forget_gradients()
             raise NonFiniteLossError(self.taken, None, f"a matrix could not be factorised ({error})") from error
         if not (isfinite(loss) and self._finite_gradients()):
+            self._forget_gradients()
             raise explain(problem.model, problem.guide, batch, problem.rows, step=self.taken, loss=loss, rng=rng)
         group = problem.optimiser.param_groups[0]["params"]
         group.extend(problem.parameters[len(group) :])
@@ -85,6 +87,11 @@ class Engine(ABC):
     @abstractmethod
     def step(self, batch: Batch) -> float:
         """The loss of `batch`; each parameter's ``grad`` is its gradient afterwards."""
+
+    def _forget_gradients(self) -> None:
+        """Else the next fit of these parameters, at another rate, would add its own to them, and fail too."""
+        for parameter in self.problem.parameters:
+            parameter.grad = None
 
     def _finite_gradients(self) -> bool:
         gradients = [p.grad for p in self.problem.parameters if p.grad is not None]
