@@ -18,7 +18,7 @@ from results import record
 
 from guides import MLP, Amortized, FullRank, Global, Linear, Local, MeanField
 from inference import elbo, fit, kl
-from inference.engine import Graph
+from inference.engine import CompiledLoop
 from inference.isolation import isolated
 from inference.optimisers import FixedDraws
 from models import (
@@ -54,7 +54,7 @@ def decoder():
     x = datasets.digits(binarised=True).x
     with isolated(0):
         model = VAE((64,), 4)
-    fit(model, Amortized(model, MeanField(), MLP((64,))), x, steps=6000, lr=0.01, batch_size=256, engine=Graph)
+    fit(model, Amortized(model, MeanField(), MLP((64,))), x, steps=6000, lr=0.01, batch_size=256, engine=CompiledLoop)
     return model.requires_grad_(False), x
 
 
@@ -78,7 +78,7 @@ def best(problem):
     if problem == "digits_vae":
         with isolated(100):
             guide = factory(model)
-        fit(model, guide, x, steps=15000, lr=0.003, seed=100, engine=Graph)
+        fit(model, guide, x, steps=15000, lr=0.003, seed=100, engine=CompiledLoop)
         return elbo(model, guide, x, particles=400, seed=1).value / len(x)
     guide = factory(model)
     if hasattr(model, "posterior"):

@@ -30,12 +30,15 @@ from inference.optimisers import (
     Solver,
     Target,
     linear_response,
+    weighted_rules,
 )
 from inference.optimisers.fixed_draws import SampleAverage, _matched
-from inference.optimisers.natural_gradient import _moved, _Points, _State
+from inference.optimisers.gaussian_state import GaussianState
+from inference.optimisers.mode import centred
+from inference.optimisers.natural_gradient import _moved
 from inference.optimisers.pathfinder import _diagonal, _inverse_hessian
-from inference.optimisers.precisions import block_mask, scale_tril
 from inference.optimisers.spherical_rules import SphericalRules
+from inference.optimisers.weighted_rules import WeightedRules
 from models import (
     FactorAnalysis,
     GaussianMean,
@@ -368,17 +371,42 @@ class TestBatchAndMatch:
         torch.testing.assert_close(family.inverse(q.loc, q.scale_tril), lam, atol=1e-10, rtol=0.0)
 
 
+def rules_by(model, states, *, seed, x=None):
+    """Rules that these states have drawn."""
+    x = torch.zeros(1, dtype=torch.float64) if x is None else x
+    with isolated(seed):
+        guide = Global(model, FullRank())
+        guide.setup(x)
+        rules = WeightedRules(Target(model, guide, (x,), [guide.lam]), GaussianState.of(guide.q(x), guide.family))
+        for state in states:
+            rules.draw(state, 1)
+            rules.slopes(state)
+    return rules
+
+
+def centred_start(model, x, *, loc=None):
+    """What `centred` finds, what it has to beat, and −ELBO there."""
+    with isolated(0):
+        guide = Global(model, FullRank())
+        guide.setup(x)
+        target = Target(model, guide, (x,), [guide.lam])
+        at = GaussianState.of(guide.q(x), guide.family)
+        at, worst = centred(target, at if loc is None else at._replace(loc=loc))
+        return at, worst, WeightedRules(target, at).draw(at, 1)
+
+
 class TestNaturalGradient:
     @pytest.mark.parametrize(("model_class", "source", "family"), [p for p in PAIRS_WITH_OPTIMUM if is_natural(p)])
-    def test_finds_the_best_of_its_families_in_three_steps(self, model_class, source, family):
-        """Also where the posterior is not in the family, however strong its correlations."""
+    def test_finds_the_best_of_its_families_in_few_steps(self, model_class, source, family):
+        """Also where the posterior is not in the family, however strong its correlations. One step may be to a mode that is no
+        better than the start, as where it is one of many data; one finds that nothing is left."""
         model, x = demo(model_class)
         guide = build(model, source, family, x)
         best = best_elbo(model, guide.family, x).sum()
         assert best - analytic_elbo(model, guide.q(x), x).sum() > 1.0
         done = fit(model, guide, x, steps=100, optimiser=NaturalGradient())
         assert (best - analytic_elbo(model, guide.q(x), x).sum()).abs() < EXACT
-        assert done.steps <= 3
+        assert done.steps <= 4
 
     def test_is_the_natural_gradient(self):
         """One small step changes λ along F⁻¹∇ELBO, with F the Hessian of KL at q and the gradient by autograd."""
@@ -391,11 +419,11 @@ class TestNaturalGradient:
             fisher = torch.autograd.functional.hessian(lambda v, f=guide.family, q=q: kl_divergence(q, f(v)), lam)
             slope = torch.autograd.functional.jacobian(lambda v, f=guide.family: analytic_elbo(model, f(v), x).sum(), lam)
             natural = torch.linalg.solve(fisher, slope)
-            at = _State.of(q)
-            blocks = block_mask(guide.family, at.loc)
-            slopes = _Points(Target(model, guide, (x,), [guide.lam]), at.loc).slopes(at, blocks)
-            new = _moved(at, slopes, 1e-6)
-            step = (guide.family.inverse(new.loc, scale_tril(new.precision * blocks)) - lam) / 1e-6
+            at = GaussianState.of(q, guide.family)
+            rules = WeightedRules(Target(model, guide, (x,), [guide.lam]), at)
+            rules.draw(at, 1)
+            new = _moved(at, rules.slopes(at), 1e-6)
+            step = (guide.family.inverse(new.loc, new.root) - lam) / 1e-6
             torch.testing.assert_close(step, natural, atol=1e-3 * float(natural.abs().max()), rtol=0.0)
             assert (step - slope).abs().max() > 0.1 * natural.abs().max()
 
@@ -441,30 +469,112 @@ class TestNaturalGradient:
         se = ((centred**4).mean(-1) / together**2 - 1).sqrt() / 1000**0.5
         assert (8 * together / single < 1 - 5 * se).all()
 
-    def test_weighs_the_quieter_scores_more(self):
+    def test_weighs_the_quieter_scores_more(self, monkeypatch):
         """Log densities of one noisy and one exactly quadratic direction: their joint curvature has hardly any error."""
 
         def model(x):
             h = pyro.sample("h", dist.Normal(torch.zeros(4, dtype=torch.float64), 1.0).to_event(1))
             pyro.factor("skewed", -0.05 * h[..., 0] ** 4)
 
-        x = torch.zeros(1, dtype=torch.float64)
-        errors = {}
-        for taught in (False, True):
-            found = []
-            for seed in range(40):
-                with isolated(seed):
-                    guide = Global(model, FullRank())
-                    guide.setup(x)
-                    points = _Points(Target(model, guide, (x,), [guide.lam]), guide.q(x).loc.detach())
-                    at = _State(torch.zeros(4, dtype=torch.float64), torch.diag(torch.tensor([1.6, 1, 1, 1]).double()))
-                    blocks = torch.ones(4, 4, dtype=torch.float64)
-                    for _ in range(4):
-                        points.slopes(at, blocks)
-                    points.judged = points.judged if taught else 0
-                    found.append(points.slopes(at, blocks).curvature[0, 1:])
-            errors[taught] = torch.stack(found).square().mean()
-        assert errors[True] < errors[False] / 20
+        at = GaussianState(
+            torch.zeros(4).double(), torch.diag(torch.tensor([1.6, 1, 1, 1]).double()), torch.ones(4, 4).double()
+        )
+        errors = []
+        for share in (weighted_rules.SHARE, 1e12):
+            monkeypatch.setattr(weighted_rules, "SHARE", share)
+            found = [rules_by(model, [at] * 4, seed=seed).slopes(at).curvature[0, 1:] for seed in range(40)]
+            errors.append(torch.stack(found).square().mean())
+        assert errors[0] < errors[1] / 20
+
+    def test_points_of_one_q_tell_of_another(self):
+        """Of a quartic, whose expectations are known: unbiased within 5 SE, though the points are not if they count alike."""
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            pyro.factor("quartic", -0.1 * h[..., 0] ** 4)
+
+        def state(mean, variance):
+            return GaussianState(
+                torch.tensor([mean, 0.0]).double(), torch.eye(2).double() / variance, torch.ones(2, 2).double()
+            )
+
+        drawn, at = [state(0.0, 0.5), state(0.6, 0.8)], state(0.3, 0.6)
+        exact = 1 + 1.2 * (0.3**2 + 0.6), -0.3 - 0.4 * (0.3**3 + 3 * 0.3 * 0.6)
+        found = []
+        for seed in range(400):
+            rules = rules_by(model, drawn, seed=seed)
+            assert len(rules.batches) == 2
+            slopes = rules.slopes(at)
+            points = torch.cat([batch.points for batch in rules.batches])
+            rules.logs = weighted_rules._density(at, points)[0]
+            alike = rules.slopes(at)
+            found.append([slopes.curvature[0, 0], slopes.gradient[0], alike.curvature[0, 0], alike.gradient[0]])
+        found = torch.tensor(found)
+        mean, se = found.mean(0), found.std(0) / len(found) ** 0.5
+        assert abs(mean[0] - exact[0]) < 5 * se[0] < 0.1
+        assert abs(mean[1] - exact[1]) < 5 * se[1] < 0.1
+        assert abs(mean[2] - exact[0]) > 5 * se[2]
+
+    def test_points_far_away_are_forgotten(self):
+        """Those of a q that the last one does not meet; those of a near one are kept. A Gaussian's tell all the same."""
+        model, x = demo(LinearRegression)
+        posterior = dist.MultivariateNormal(*moments(model.posterior(x)))
+        near = GaussianState.of(posterior, FullRank().over(len(posterior.loc)))
+        far = near._replace(loc=near.loc + 100.0)
+        for states, kept in (([far, near], 1), ([near, near], 2), ([near, far], 1)):
+            rules = rules_by(model, states, seed=0, x=x)
+            assert rules.rules == kept
+            slopes = rules.slopes(near)
+            scale = float(near.precision.abs().max())
+            torch.testing.assert_close(slopes.curvature, near.precision, atol=1e-8 * scale, rtol=0.0)
+            torch.testing.assert_close(slopes.gradient, torch.zeros_like(near.loc), atol=1e-8 * scale, rtol=0.0)
+
+    def test_a_score_that_is_not_finite_is_not_kept(self):
+        def model(x):
+            h = pyro.sample("h", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            pyro.factor("kink", -h[..., 0].square().sqrt())  # at 0, the first point, it has no gradient
+
+        at = GaussianState(torch.zeros(2).double(), torch.eye(2).double(), torch.ones(2, 2).double())
+        rules = rules_by(model, [], seed=0)
+        with isolated(0):
+            assert rules.draw(at, 1) == math.inf
+        assert rules.batches == []
+
+    def test_knows_the_noise_of_its_points(self):
+        """It claims no less than what noise costs at the optimum, on average, and no more than ten times as much."""
+        count = CountRate()
+        best = count.best()
+        loc, precision = torch.tensor([best.x[0]]), torch.tensor([[math.exp(-2 * best.x[1])]])
+        at = GaussianState(loc.double(), precision.double(), torch.ones(1, 1).double())
+        costs, claims = [], []
+        for seed in range(200):
+            slopes = rules_by(count, [at] * 12, seed=seed, x=count.x).slopes(at)
+            relative = slopes.curvature / at.precision - 1
+            costs.append(float(slopes.gradient**2 / at.precision / 2 + relative**2 / 4))
+            claims.append(slopes.noise)
+        excess = torch.tensor(claims) - torch.tensor(costs)
+        assert excess.mean() > -5 * excess.std() / len(excess) ** 0.5
+        assert 0 < np.mean(claims) < 10 * np.mean(costs)
+
+    def test_starts_at_the_mode_unless_that_is_worse(self):
+        """The mode of a regression, which is far off, in 2 dim + 1 scores; where there is none, in a funnel, the start."""
+        model, x = demo(LogisticRegression)
+        at, worst, nelbo = centred_start(model, x)
+        assert nelbo < worst
+        z = at.loc.clone().requires_grad_()
+        with pyro.poutine.condition(data={"h": z}):
+            score = torch.autograd.grad(pyro.poutine.trace(model).get_trace(x).log_prob_sum(), z)[0]
+        assert score.square().sum() * model.prior_scale[0].square() / 2 < 0.1  # nats below the mode, at most
+        again, worst, _ = centred_start(model, x, loc=at.loc)
+        assert worst == math.inf
+        assert torch.equal(again.loc, at.loc)
+
+        def funnel(x):
+            v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=torch.float64), 3.0))
+            pyro.sample("h", dist.Normal(torch.zeros(8, dtype=torch.float64), (v / 2).exp().unsqueeze(-1)).to_event(1))
+
+        at, worst, nelbo = centred_start(funnel, torch.zeros(1, dtype=torch.float64))
+        assert nelbo > worst
 
     def test_knows_what_its_noise_costs(self):
         """The gap that is left is below the tolerance, in the mean over seeds; the start is not."""

@@ -1,0 +1,63 @@
+"""Where a solver that moves a Gaussian stands."""
+
+from __future__ import annotations
+
+from math import log, pi
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from guides import Family
+from models.gaussian import moments
+
+from .precisions import block_mask, scale_tril
+
+__all__ = ["GaussianState"]
+
+TINY = 1e-300
+
+
+class GaussianState(NamedTuple):
+    """The mean of q, shape (*batch, dim), and M, shape (*batch, dim, dim), whose blocks are the precision of q."""
+
+    loc: Tensor
+    precision: Tensor
+    blocks: Tensor
+    """1 where q has correlations, shape (dim, dim)."""
+
+    @classmethod
+    def of(cls, q: Any, family: Family) -> GaussianState:
+        loc, covariance = (part.detach().double() for part in moments(q))
+        return cls(loc, torch.linalg.inv(covariance), block_mask(family, loc))
+
+    def minus(self, other: GaussianState) -> GaussianState:
+        """The direction from the other one here."""
+        return GaussianState(self.loc - other.loc, self.precision - other.precision, self.blocks)
+
+    @property
+    def root(self) -> Tensor:
+        """The Cholesky factor of q's covariance, shape (*batch, dim, dim)."""
+        return scale_tril(self.precision * self.blocks)
+
+    @property
+    def entropy(self) -> float:
+        """Of q, in nats; the sum over the batch."""
+        logs = self.root.diagonal(dim1=-2, dim2=-1).log().sum()
+        return float(logs) + 0.5 * self.loc.numel() * (1 + log(2 * pi))
+
+    def kl(self, other: GaussianState) -> float:
+        """KL(q ‖ the other q), in nats; the sum over the batch."""
+        one, two = (MultivariateNormal(s.loc, precision_matrix=s.precision * s.blocks) for s in (self, other))
+        return float(kl_divergence(one, two).sum())
+
+    def inner(self, one: GaussianState, other: GaussianState) -> float:
+        """The inner product of two directions in the Fisher information of q, the mean's with the whole M."""
+        mean = (one.loc.unsqueeze(-2) @ self.precision @ other.loc.unsqueeze(-1)).sum()
+        parts = [torch.linalg.solve(self.precision * self.blocks, d.precision * self.blocks) for d in (one, other)]
+        return float(mean + 0.5 * (parts[0] * parts[1].mT).sum())
+
+    def cosine(self, one: GaussianState, other: GaussianState) -> float:
+        """Of the angle between two directions."""
+        return self.inner(one, other) / (self.inner(one, one) * self.inner(other, other) + TINY) ** 0.5
