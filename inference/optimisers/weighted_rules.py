@@ -79,7 +79,8 @@ class WeightedRules:
     q that have drawn has drawn the part a_k of the rules: it is unbiased, and no weight exceeds the one that z has by its
     own q, over a_k. Only what is left of the scores after a linear function is averaged, so that the weights add the less
     error the more the posterior is Gaussian, and for a Gaussian none: the last slopes, or Σ⁻¹ (μ − z), whichever explains the
-    newest scores better. Batches of rules are forgotten, the oldest first, where those after them are worth more by
+    newest scores better. (The last slopes rest on some of the same points, which biases the next by a part that falls as the
+    number of rules grows.) Batches of rules are forgotten, the oldest first, where those after them are worth more by
     themselves: by the effective number of rules.
 
     Each entry of H is estimated twice, from the score of its row and that of its column; the one whose scores are less
