@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from pyro import poutine
 from torch import Tensor
 
 from .batches import Batch
-from .objectives.traces import PLATE, is_point_mass, latents, traces
+from .objectives.traces import PLATE, Pair, is_point_mass, latents, traces
 
 __all__ = ["rows", "scores"]
 
 DRAWS = 64
+"""Of scores, however many data they are summed over: along one δ each is one number, its square a χ² of one degree."""
 NUMBERS = 2_000
-"""Draws times data that are enough, at least four draws: every datum's latents are draws of their own."""
+"""Draws times data in one call, about."""
 
 
 def scores(model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, leaves: list[Tensor]) -> Tensor:
@@ -40,11 +41,9 @@ def scores(model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, l
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
         hold = any(not is_point_mass(site["fn"]) for site in _drawn(guide, batch).values())
         parts = []
-        for pair in traces(*call, particles=count, hold=hold):
-            terms = [_term(site, signed=False) for site in latents(pair.guide).values() if not is_point_mass(site["fn"])]
-            terms += [_term(site, signed=True) for site in _sites(pair.model) if site["log_prob"].requires_grad]
-            total = sum((_by_draw(term, frame) for term, frame in terms), torch.zeros(()))
-            parts += [_gradient(value, leaves) for value in total.reshape(-1)]
+        for _ in range(ceil(DRAWS / count)):
+            for pair in traces(*call, particles=count, hold=hold):
+                parts += _scores(pair, leaves)
     return torch.stack(parts)
 
 
@@ -58,6 +57,13 @@ def rows(guide: Callable[..., Any], batch: Batch) -> int:
         return 1
     frame = names[0][shared.pop()]
     return int(frame.full_size or frame.size)
+
+
+def _scores(pair: Pair, leaves: list[Tensor]) -> list[Tensor]:
+    terms = [_term(site, signed=False) for site in latents(pair.guide).values() if not is_point_mass(site["fn"])]
+    terms += [_term(site, signed=True) for site in _sites(pair.model) if site["log_prob"].requires_grad]
+    total = sum((_by_draw(term, frame) for term, frame in terms), torch.zeros(()))
+    return [_gradient(value, leaves) for value in total.reshape(-1)]
 
 
 def _drawn(guide: Callable[..., Any], batch: Batch) -> dict[str, Any]:

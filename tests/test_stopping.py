@@ -181,6 +181,15 @@ class TestScores:
         assert (error < 0.2 * exact).all()
         assert ((squares.mean(0) - exact).abs() < 5 * error).all()
 
+    def test_are_many_however_many_data_they_are_summed_over(self):
+        """Along one δ the sum over data is one number a draw: its square has the error of a χ² with as many degrees as draws."""
+        model, x = FactorAnalysis.demo()
+        x = x.repeat(40, 1)
+        guide = build(model, Amortized, MeanField, x)
+        found = scores(model, guide, Batch((x,), {}), list(guide.parameters()))
+        assert len(x) > 1000
+        assert len(found) == 64
+
     def test_of_a_point_mass_are_the_models(self):
         model, x = demo(GaussianMean)
         guide = build(model, Global, Delta, x)
