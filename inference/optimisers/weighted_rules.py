@@ -36,7 +36,7 @@ class Slopes(NamedTuple):
     noise: float
     """The nats of the ELBO that their error costs at most, or, by eight batches or more, in expectation."""
     error: float
-    """The nats that a whole step moves q by their error, about, by what is not symmetric in the estimate of H."""
+    """The nats that a whole step moves q by their error, about and per datum, by what is not symmetric in the estimate of H."""
     effective: float
     """The number of rules by q itself that would be as good, about."""
 
@@ -144,7 +144,7 @@ class WeightedRules:
         raw = torch.stack([torch.einsum("k...i,k...,k...j->...ij", *part) for part in parts])
         changes, total = self._symmetric(raw, scatter), raw.sum(0)
         whole = root.mT @ at.precision @ root
-        known = min(len(raw), effective) >= FEW
+        known, data = min(len(raw), effective) >= FEW, at.loc[..., 0].numel()
         half = torch.linalg.solve_triangular(root.mT, changes.sum(0), upper=True)
         pull = torch.linalg.solve_triangular(root.mT, mean.unsqueeze(-1), upper=True).squeeze(-1)
         curvature = self.line.curvature - torch.linalg.solve_triangular(root.mT, half.mT, upper=True)
@@ -153,7 +153,7 @@ class WeightedRules:
             self.last.gradient,
             self.last.curvature,
             noise=self._noise(pulls, changes, whole, at.blocks) if known else self.surprise,
-            error=float((total - total.mT).square().sum()) / 16 if at.loc.shape[-1] > 1 else self.surprise,
+            error=float((total - total.mT).square().sum()) / 16 / data if at.loc.shape[-1] > 1 else self.surprise / data,
             effective=effective,
         )
 
