@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from math import inf, isinf, isnan, nan
@@ -63,6 +65,8 @@ SOLVERS: dict[str, Solver] = {
 }
 LONG = 2.0
 """Seconds of a run that is not repeated to see when it was near: its end stands for that."""
+PATIENCE = 120
+"""Seconds after which a solver's run is given up."""
 SLOW = ("FixedDraws", "FixedDraws, L-BFGS")
 """Run with one seed: frozen sets of many draws take long, and differ little."""
 DESCENTS: dict[str, dict[str, Any]] = {
@@ -190,7 +194,10 @@ def solved(problem: Problem, solver: Solver, seed: int) -> Time:
         return done, problem.gap_of(guide), count[0]
 
     try:
-        done, ended, total = run(MOST)
+        with limited(PATIENCE):
+            done, ended, total = run(MOST)
+    except TimeoutError:
+        return Time(inf, inf, inf, inf)
     except ValueError:
         return Time(inf, inf, nan, nan)
     if ended >= NEAR:
@@ -254,6 +261,22 @@ def stopped(problem: Problem, other: peer.Peer, rate: tuple[float, float], seed:
             if gap < NEAR:
                 return Time(float(step), float(step) * path.seconds, closest, float(step))
     return Time(inf, inf, closest, float(other.steps))
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in what runs longer."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class counted:  # noqa: N801 - a context manager
@@ -415,7 +438,7 @@ def report(summary: list[Row], ours: list[Any], theirs: list[Any], options: Any)
         "NumPyro's Adam with one draw a step, compiled, at the best of its rates for each problem, with an oracle that looks",
         "at the exact ELBO after every 20 steps, later after every twentieth",
         f"more, and stops it at the right one of {options.steps}. Ours have no rate to choose; *ends* is where they stop by",
-        f"themselves, after {MOST} iterations at most. Descents are run with 500, 1000, … {options.descent} steps until the",
+        f"themselves, after {MOST} iterations or {PATIENCE} s (inf) at most. Descents are run with 500, 1000, … {options.descent} steps until the",
         "end is near, for their rates fall to 0 with the last.",
         *([options.note] if options.note else []),
         "",
