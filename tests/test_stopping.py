@@ -182,7 +182,7 @@ class TestScores:
         assert ((squares.mean(0) - exact).abs() < 5 * error).all()
 
     def test_are_many_however_many_data_they_are_summed_over(self):
-        """Along one δ the sum over data is one number a draw: its square has the error of a χ² with as many degrees as draws."""
+        """Along one δ the sum over data is one number a draw: the mean square is a χ² with a degree for each draw."""
         model, x = FactorAnalysis.demo()
         x = x.repeat(40, 1)
         guide = build(model, Amortized, MeanField, x)

@@ -36,7 +36,7 @@ class Slopes(NamedTuple):
     noise: float
     """The nats of the ELBO that their error costs at most, or, by eight batches or more, in expectation."""
     error: float
-    """The nats that a whole step moves q by their error, about and per datum, by what is not symmetric in the estimate of H."""
+    """The nats per datum that a whole step moves q by error, about, by what is not symmetric in the estimate of H."""
     effective: float
     """The number of rules by q itself that would be as good, about."""
 
