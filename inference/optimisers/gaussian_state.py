@@ -30,7 +30,7 @@ class GaussianState(NamedTuple):
     @classmethod
     def of(cls, q: Any, family: Family) -> GaussianState:
         loc, covariance = (part.detach().double() for part in moments(q))
-        return cls(loc, torch.linalg.inv(covariance), block_mask(family, loc))
+        return cls(loc.clone(), torch.linalg.inv(covariance), block_mask(family, loc))
 
     def minus(self, other: GaussianState) -> GaussianState:
         """The direction from the other one here."""

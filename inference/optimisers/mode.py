@@ -17,7 +17,7 @@ __all__ = ["centred"]
 
 
 def centred(target: Target, at: GaussianState) -> tuple[GaussianState, float]:
-    """The same q around the mode of log p(x, h), as far as L-BFGS comes with 2 dim + 1 scores, and what −ELBO has to beat.
+    """The same q around the mode of log p(x, h), as far as L-BFGS comes in some 2 dim + 1 scores; what −ELBO has to beat.
 
     That is −log p at q's mean less the entropy of q: by Jensen's inequality −ELBO of a log-concave posterior is no less at
     the start, so that with less than that the mode is the better start. A mode no more than dim / 2 nats above the start is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ PART = 8
 CALM = 5
 """Iterations over which q must be still at the end."""
 EXACT = 1e-3
-"""Part of the tolerance below which nothing is left to wait for."""
+"""Part of the tolerance below which nothing is left to wait for, if that many more points say so:"""
+SURE = 64
 TINY = 1e-300
 
 
@@ -68,7 +69,7 @@ class NaturalGradient(Solver):
     For ``Global`` or, each datum by itself, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to learn.
 
     Args:
-        tolerance: nats of the ELBO to the best.
+        tolerance: nats of the ELBO to the best, in total over all data.
         most: scores that an iteration may take, if one rule needs no more.
 
     Reference: Khan & Rue, "The Bayesian learning rule" (2023), equations 12 and 13; Opper & Archambeau, "The variational
@@ -133,10 +134,13 @@ class NaturalGradient(Solver):
             with torch.no_grad():
                 target.parameters[0].copy_(guide.family.inverse(at.loc, at.root))
             past = [*past[1 - CALM :], base]
-            if max(walk.left, walk.length) < EXACT * self.tolerance:
+            still = max(walk.left, walk.length) < EXACT * self.tolerance
+            if still and isfinite(known.draw(at, ceil(SURE / at.loc.shape[-1]))) and known.surprise < self.tolerance:
                 return Solution.met(losses, walk.left / data)
             if len(past) == CALM and (distance := walk.left + at.kl(past[0])) < self.tolerance:
-                return Solution.met(losses, distance / data)
+                if (lower := _off_saddle(at, walk.slopes)) is None:
+                    return Solution.met(losses, distance / data)
+                at, past = lower, []
         return Solution.ran_out(losses)
 
 
@@ -144,10 +148,12 @@ class _Walk:
     """Steps of q on the points that are known.
 
     Attributes:
-        before: the last direction, or None.
+        slopes, before: the last ones, and the last direction or None.
         length: of the last steps, Σ |step|² in the Fisher information.
         left: nats to the best that the noise of the points leaves, and the steps that are not taken yet.
     """
+
+    slopes: Slopes
 
     def __init__(self, known: WeightedRules) -> None:
         self.known = known
@@ -159,17 +165,17 @@ class _Walk:
         """Where q is after so many steps, or fewer if the points are not worth enough there."""
         self.length = enough = 0.0
         for again in range(moves):
-            slopes = self.known.slopes(at)
-            if slopes.effective < enough:
+            slopes = self.known.slopes(at, enough=enough)
+            if slopes is None:
                 break
-            enough = ENOUGH * slopes.effective
+            self.slopes, enough = slopes, ENOUGH * slopes.effective
             direction = _moved(at, slopes, 1.0).minus(at)
             length = at.inner(direction, direction)
             if self.before is not None and (again or length < at.inner(self.before, self.before)):
                 self._adapt(at, direction, self.before)
             self.step = min(self.rate, (ERROR / (slopes.error + TINY)) ** 0.5) * trust
             self.length += length * self.step**2
-            self.left = slopes.noise + length * self.rate**2 / 2
+            self.left = slopes.noise * max(1.0, self.rate**2) + length * self.rate**2 / 2
             at, self.before = _moved(at, slopes, self.step), direction
         return at
 
@@ -190,3 +196,17 @@ def _moved(at: GaussianState, slopes: Slopes, rate: float) -> GaussianState:
     inverse = torch.linalg.solve_triangular(root.mT, vectors, upper=True)
     newton = (inverse / values.unsqueeze(-2)) @ (inverse.mT @ slopes.gradient.unsqueeze(-1))
     return at._replace(loc=at.loc + rate * newton.squeeze(-1), precision=(precision + precision.mT) / 2)
+
+
+def _off_saddle(at: GaussianState, slopes: Slopes) -> GaussianState | None:
+    """The mean moved by one sd along the direction in which H is the most negative, or None if there is none.
+
+    A step takes an eigenvalue by its size, so that it ends also where g is zero and H is minus M; no optimum is there.
+    """
+    root = torch.linalg.cholesky(at.precision)
+    half = torch.linalg.solve_triangular(root, slopes.curvature, upper=False)
+    values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+    uphill = values[..., :1] < 0
+    if not uphill.any():
+        return None
+    return at._replace(loc=at.loc + uphill * torch.linalg.solve_triangular(root.mT, vectors[..., :1], upper=True).squeeze(-1))

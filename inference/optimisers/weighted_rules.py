@@ -23,6 +23,8 @@ MORE = 1 + 1e-6
 """How much more older batches must be worth than those after them alone: more than by rounding."""
 MOST = 2**25
 """Numbers in the points that are kept."""
+LARGEST = 300.0
+"""Of the logarithm of a weight: its square is still a number."""
 TINY = 1e-300
 
 
@@ -38,7 +40,7 @@ class Slopes(NamedTuple):
     error: float
     """The nats per datum that a whole step moves q by error, about, by what is not symmetric in the estimate of H."""
     effective: float
-    """The number of rules by q itself that would be as good, about."""
+    """The number of rules by q itself that would be as good, about; for the worst datum."""
 
 
 class _Line(NamedTuple):
@@ -75,13 +77,13 @@ class _Batch(NamedTuple):
 class WeightedRules:
     """g and H at any q near those that have drawn rules (`SphericalRules`), without new scores.
 
-    An expectation under q is the mean over all rules, each point z weighted by q(z) / Σ_k a_k q_k(z), where the k-th of the
-    q that have drawn has drawn the part a_k of the rules: it is unbiased, and no weight exceeds the one that z has by its
-    own q, over a_k. Only what is left of the scores after a linear function is averaged, so that the weights add the less
-    error the more the posterior is Gaussian, and for a Gaussian none: the last slopes, or Σ⁻¹ (μ − z), whichever explains the
-    newest scores better. (The last slopes rest on some of the same points, which biases the next by a part that falls as the
-    number of rules grows.) Batches of rules are forgotten, the oldest first, where those after them are worth more by
-    themselves: by the effective number of rules.
+    An expectation under q is the mean over all rules, each point z weighted by q(z) / Σ_k a_k q_k(z), where the k-th of the q
+    that have drawn has drawn the part a_k of the rules: for given q_k it is unbiased, and no weight exceeds the one that z
+    has by its own q, over a_k. Only what is left of the scores after a linear function is averaged, so that the weights add
+    the less error the more the posterior is Gaussian, and for a Gaussian none: the last slopes, or Σ⁻¹ (μ − z), whichever
+    explains the newest scores better. (The last slopes rest on some of the same points, which biases the next by a part that
+    falls as the number of rules grows.) Batches of rules are forgotten, the oldest first, where those after them are worth
+    more by themselves: by the effective number of rules.
 
     Each entry of H is estimated twice, from the score of its row and that of its column; the one whose scores are less
     scattered about that linear function counts for more, which halves the noise where few directions are far from Gaussian.
@@ -128,12 +130,15 @@ class WeightedRules:
         """Takes the last draw back."""
         self.batches, self.logs, self.line, self.surprise = self._before
 
-    def slopes(self, at: GaussianState) -> Slopes:
+    def slopes(self, at: GaussianState, *, enough: float = 0.0) -> Slopes | None:
+        """The slopes at q, or None if the points are worth less than so many rules there."""
         root = at.root
         log_q, noise = _density(at, torch.cat([batch.points for batch in self.batches]))
-        base, ratio = self._base(0), (log_q - self.logs).exp()
+        base, ratio = self._base(0), _ratio(log_q, self.logs)
         weight = base * ratio
-        effective = self.rules * _efficiency(base, ratio)
+        effective = self.rules * float(_efficiency(base, ratio).min())
+        if not effective >= enough:
+            return None
         rest = torch.cat([self.line.rest(root, batch.points, batch.scores) for batch in self.batches])
         mean = (weight.unsqueeze(-1) * rest).sum(0)
         rest = rest - mean
@@ -185,14 +190,15 @@ class WeightedRules:
         """Drops the oldest batches where that raises the effective number of rules at the q that was the last to draw."""
         if not self.batches:
             return
-        logs = torch.stack([_density(b.at, torch.cat([c.points for c in self.batches]))[0] for b in self.batches])
+        points = torch.cat([batch.points for batch in self.batches])
+        logs = torch.stack([_density(batch.at, points)[0] for batch in self.batches])
         best, worth, mixed = 0, 0.0, logs[-1]
         for first in reversed(range(len(self.batches))):
             kept = self.batches[first:]
             rules, count = sum(batch.rules for batch in kept), sum(len(batch.points) for batch in kept)
             share = torch.tensor([log(batch.rules / rules) for batch in kept], dtype=logs.dtype)
             mix = (logs[first:, -count:] + _spread(share, logs)).logsumexp(0)
-            found = rules * _efficiency(self._base(first), (logs[-1, -count:] - mix).exp())
+            found = rules * float(_efficiency(self._base(first), _ratio(logs[-1, -count:], mix)).mean())
             if len(kept) == 1 or (found > MORE * worth and sum(batch.points.numel() for batch in kept) <= MOST):
                 best, worth, mixed = first, found, mix
         self.batches, self.logs = self.batches[best:], mixed
@@ -205,12 +211,17 @@ def _density(at: GaussianState, points: Tensor) -> tuple[Tensor, Tensor]:
     return -0.5 * noise.square().sum(-1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1), noise
 
 
-def _efficiency(base: Tensor, ratio: Tensor) -> float:
-    """(Σ b r)² / Σ b Σ b r²: 1 if the ratios r are equal, less the part of q that has no points; the mean over the batch."""
+def _ratio(log_q: Tensor, logs: Tensor) -> Tensor:
+    """q over the mixture; a mixture that is far too wide has points that no number can weigh, nor has to."""
+    return (log_q - logs).clamp(max=LARGEST).exp()
+
+
+def _efficiency(base: Tensor, ratio: Tensor) -> Tensor:
+    """(Σ b r)² / Σ b Σ b r²: 1 if the ratios r are equal, less the part of q that has no points; shape (*batch)."""
     base = base.abs()
     mass = (base * ratio).sum(0)
     found = mass.square() / (base.sum(0) * (base * ratio.square()).sum(0) + TINY)
-    return float((found * (mass / base.sum(0)).clamp(max=1.0)).mean())
+    return found * (mass / base.sum(0)).clamp(max=1.0)
 
 
 def _spread(values: Tensor, over: Tensor) -> Tensor:
