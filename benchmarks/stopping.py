@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("results/stopping.jsonl"))
     parser.add_argument("--only-run", action="store_true", help="do not write the section")
+    parser.add_argument("--note", default="", help="put into the section")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.runs.parent.mkdir(parents=True, exist_ok=True)
@@ -166,10 +167,10 @@ def main() -> None:
                     file.write(json.dumps(runs[-1]) + "\n")
                 print(runs[-1], flush=True)
     if not options.only_run:
-        record(__file__, "\n".join(section(runs)))
+        record(__file__, "\n".join(section(runs, options.note)))
 
 
-def section(runs):
+def section(runs, note):
     reached = early = 0
     for problem in PROBLEMS:
         mine = [r for r in runs if r["problem"] == problem]
@@ -184,6 +185,7 @@ def section(runs):
         "the decoder is learned and frozen first, and the ELBO per datum below the best that any of its runs has found stands",
         f"for the KL. Runs end at {Converged().most} steps in any case. Of eight problems and twenty seeds those in the table",
         "have been run. Seconds were taken on a machine that did other work.",
+        *([note] if note else []),
         "",
         *table(runs),
         "",
