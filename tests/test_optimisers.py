@@ -533,6 +533,24 @@ class TestNaturalGradient:
             torch.testing.assert_close(slopes.curvature, near.precision, atol=1e-8 * scale, rtol=0.0)
             torch.testing.assert_close(slopes.gradient, torch.zeros_like(near.loc), atol=1e-8 * scale, rtol=0.0)
 
+    def test_points_suffice_for_no_datum_or_for_all(self):
+        """One of five data has moved far away; the state itself is no view of λ."""
+        model, x = demo(LocalGaussian)
+        x = x[:5]
+        guide = build(model, Local, FullRank, x)
+        (lam,) = guide.parameters()
+        at = GaussianState.of(guide.q(x), guide.family)
+        loc = at.loc.clone()
+        rules = WeightedRules(Target(model, guide, (x,), [lam]), at)
+        with isolated(0):
+            rules.draw(at, 1)
+        with torch.no_grad():
+            lam.add_(1.0)
+        assert torch.equal(at.loc, loc)
+        assert rules.slopes(at, enough=0.9) is not None
+        loc[0] += 100.0 / at.precision.max() ** 0.5
+        assert rules.slopes(at._replace(loc=loc), enough=0.5) is None
+
     def test_a_score_that_is_not_finite_is_not_kept(self):
         def model(x):
             h = pyro.sample("h", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
