@@ -16,8 +16,6 @@ from .precisions import block_mask, scale_tril
 
 __all__ = ["GaussianState"]
 
-TINY = 1e-300
-
 
 class GaussianState(NamedTuple):
     """The mean of q, shape (*batch, dim), and M, shape (*batch, dim, dim), whose blocks are the precision of q."""
@@ -57,7 +55,3 @@ class GaussianState(NamedTuple):
         mean = (one.loc.unsqueeze(-2) @ self.precision @ other.loc.unsqueeze(-1)).sum()
         parts = [torch.linalg.solve(self.precision * self.blocks, d.precision * self.blocks) for d in (one, other)]
         return float(mean + 0.5 * (parts[0] * parts[1].mT).sum())
-
-    def cosine(self, one: GaussianState, other: GaussianState) -> float:
-        """Of the angle between two directions."""
-        return self.inner(one, other) / (self.inner(one, one) * self.inner(other, other) + TINY) ** 0.5

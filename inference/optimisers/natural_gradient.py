@@ -7,6 +7,7 @@ from math import ceil, inf, isfinite
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from guides import FullRank, Global, Guide, Local, MeanField
 
@@ -186,10 +187,7 @@ class _Walk:
 
 def _moved(at: GaussianState, slopes: Slopes, rate: float) -> GaussianState:
     """The step; an eigenvalue of M'M⁻¹ that is negative counts as positive, for a step uphill is none."""
-    root = torch.linalg.cholesky(at.precision)
-    half = torch.linalg.solve_triangular(root, slopes.curvature, upper=False)
-    relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values, vectors = torch.linalg.eigh(relative)
+    root, values, vectors = _relative(at, slopes)
     values = 1 - rate + rate * values if rate <= 1 else values.abs() ** rate
     values, turned = values.abs().clamp(min=SHRINK), root @ vectors
     precision = (turned * values.unsqueeze(-2)) @ turned.mT
@@ -203,10 +201,15 @@ def _off_saddle(at: GaussianState, slopes: Slopes) -> GaussianState | None:
 
     A step takes an eigenvalue by its size, so that it ends also where g is zero and H is minus M; no optimum is there.
     """
-    root = torch.linalg.cholesky(at.precision)
-    half = torch.linalg.solve_triangular(root, slopes.curvature, upper=False)
-    values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+    root, values, vectors = _relative(at, slopes)
     uphill = values[..., :1] < 0
     if not uphill.any():
         return None
     return at._replace(loc=at.loc + uphill * torch.linalg.solve_triangular(root.mT, vectors[..., :1], upper=True).squeeze(-1))
+
+
+def _relative(at: GaussianState, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor]:
+    """The Cholesky factor of M, and the eigenvalues and eigenvectors of H in its space: all 1 where H is M."""
+    root = torch.linalg.cholesky(at.precision)
+    half = torch.linalg.solve_triangular(root, slopes.curvature, upper=False)
+    return root, *torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))

@@ -188,8 +188,6 @@ class WeightedRules:
 
     def _forget(self) -> None:
         """Drops the oldest batches where that raises the effective number of rules at the q that was the last to draw."""
-        if not self.batches:
-            return
         points = torch.cat([batch.points for batch in self.batches])
         logs = torch.stack([_density(batch.at, points)[0] for batch in self.batches])
         best, worth, mixed = 0, 0.0, logs[-1]
