@@ -10,7 +10,6 @@ from results import record
 
 from guides import Amortized, FullRank, Global, Linear, Local, MeanField
 from inference import analytic_elbo, best_elbo, fit, gradient_variance
-from inference.isolation import isolated
 from inference.objectives import (
     IWAE,
     VIMCO,
@@ -23,6 +22,7 @@ from inference.objectives import (
     StickingTheLanding,
     TraceELBO,
 )
+from inference.programs.isolation import isolated
 from models import FactorAnalysis, LinearRegression, LocalGaussian
 
 K = 5

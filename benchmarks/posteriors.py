@@ -25,11 +25,12 @@ from results import record
 import models
 from guides import Amortized, Defensive, Family, Flow, FullRank, Global, Guide, Local, MeanField, Structured
 from inference import Decision, Fit, NonFiniteLossError, Verdict, elbo, fit, iwae, reference, trust
-from inference.diagnostics import MomentErrors, by_name, moment_errors, scalars
+from inference.diagnostics import MomentErrors, by_name, moment_errors
 from inference.engine import Eager, Graph
-from inference.isolation import isolated
-from inference.log_joint import LogJoint
 from inference.objectives import TraceELBO
+from inference.programs import quantities as scalars
+from inference.programs.isolation import isolated
+from inference.programs.log_joint import LogJoint
 from inference.stopping import Stop
 from models import EightSchools, HierarchicalModel, LocalModel, LogisticRegression, Model, Radon
 from models.posteriordb import problem

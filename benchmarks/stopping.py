@@ -19,8 +19,8 @@ from results import record
 from guides import MLP, Amortized, FullRank, Global, Linear, Local, MeanField
 from inference import elbo, fit, kl
 from inference.engine import CompiledLoop
-from inference.isolation import isolated
 from inference.optimisers import FixedDraws
+from inference.programs.isolation import isolated
 from inference.stopping import Converged
 from models import (
     VAE,

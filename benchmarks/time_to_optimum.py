@@ -31,15 +31,15 @@ from torch import Tensor
 
 from guides import MLP, Amortized, Family, FullRank, Global, Guide, Local, MeanField
 from inference import analytic_elbo, best_elbo, fit
-from inference.batches import Batch
 from inference.engine import Auto, Graph
-from inference.isolation import isolated
+from inference.engine.minibatches import Batch
+from inference.fitting.default_objective import lowest_variance_objective
+from inference.fitting.learning_rate import RATES, STEPS
 from inference.objectives import StickingTheLanding
 from inference.optimisers import BatchAndMatch, DoWG, FixedDraws, NaturalGradient, Solver
 from inference.optimisers.fixed_draws import SampleAverage
 from inference.optimisers.scores import Scores
-from inference.quiet import quiet
-from inference.rates import RATES, STEPS
+from inference.programs.isolation import isolated
 from models import (
     VAE,
     EightSchools,
@@ -232,7 +232,7 @@ def defaulted(problem: Problem, seed: int) -> Time:
     """fit(model, guide, x), with nothing chosen, to its own end; the gradients of rates that were tried or given up count."""
     guide = problem.factory(problem.model)
     guide.setup(problem.x)
-    draws = quiet(guide, Batch((problem.x,), {})).num_particles
+    draws = lowest_variance_objective(guide, Batch((problem.x,), {})).num_particles
     taken = 0
 
     class Counting(Auto):

@@ -1,18 +1,18 @@
 """Inference: fit a guide, measure its ELBO, compare it with the truth."""
 
-from .analytic import analytic_elbo, best_elbo, evidence_minus_kl, kl
-from .compare import Comparison, Run, compare
-from .divergence import DivergedError
-from .elbo import Estimate, Terms, elbo
+from .comparison.compare import Comparison, Run, compare
+from .comparison.gaps import Gaps, Part, gaps
+from .comparison.gradient_variance import Estimator, GradientVariance, gradient_variance
+from .diagnostics.trust import Decision, Finding, Verdict, trust
+from .elbos.closed_form import analytic_elbo, best_elbo, evidence_minus_kl, kl
+from .elbos.estimate import Estimate, Terms, elbo
 from .evidence import Evidence, Sandwich, ais, ais_reverse, bidirectional, iwae
-from .fit import Fit, NonFiniteLossError, cosine, fit
-from .fit_many import fit_many
-from .gaps import Gaps, Part, gaps
-from .gradient_variance import Estimator, GradientVariance, gradient_variance
-from .reference import LongRun, NotConvergedError, reference
-from .row_ascent import Ascent, fit_unseen
-from .storage import to_arviz
-from .trust import Decision, Finding, Verdict, trust
+from .fitting.divergence import DivergedError
+from .fitting.fit import Fit, NonFiniteLossError, cosine, fit
+from .fitting.many import fit_many
+from .fitting.to_arviz import to_arviz
+from .fitting.unseen import Ascent, fit_unseen
+from .nuts.long_run import LongRun, NotConvergedError, reference
 
 __all__ = [
     "Ascent",

@@ -13,10 +13,10 @@ from test_cli import run
 from guides import FullRank, Global, MeanField
 from inference import compare, fit, objectives, optimisers, stopping
 from inference.cli import names
+from inference.cli.output import save_comparison
 from inference.engine import Eager
 from inference.objectives import StickingTheLanding, TraceELBO
 from inference.optimisers import FixedDraws, Solver
-from inference.results import save_comparison
 from inference.starting import FromPrior
 from inference.stopping import Converged, MaxSeconds
 from models import LinearRegression

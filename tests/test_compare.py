@@ -12,8 +12,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from guides import Amortized, Delta, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, best_elbo, compare
+from inference.cli.output import check_folder, save_comparison
 from inference.engine import Eager
-from inference.results import check_folder, save_comparison
 from models import FactorAnalysis, LinearRegression, ProbabilisticPCA
 
 GUIDES = {
@@ -137,7 +137,7 @@ class TestFiles:
 
     def test_a_failure_leaves_nothing_behind(self, regression, tmp_path, monkeypatch):
         _, x, result = regression
-        monkeypatch.setattr("inference.results.to_arviz", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("inference.cli.output.to_arviz", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             save_comparison(result, x, tmp_path / "out", draws=5)
         assert not list(tmp_path.iterdir())

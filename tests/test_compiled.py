@@ -21,11 +21,12 @@ from problems import build, demo
 import inference.engine.auto
 from guides import Amortized, Bernoulli, FullRank, Global, Local, MeanField
 from inference import NonFiniteLossError, fit, objectives
-from inference.engine import Auto, CompiledLoop, Eager, Graph, cache, compiled
-from inference.engine.background import Background
-from inference.engine.build import BuildError
+from inference.engine import Auto, CompiledLoop, Eager, Graph, compiled
 from inference.engine.graph import agree
-from inference.engine.loop import Packing
+from inference.engine.graphs.loop_body import Packing
+from inference.engine.inductor import cache
+from inference.engine.inductor.background import Background
+from inference.engine.inductor.build import BuildError
 from inference.optimisers import DoG
 from models import BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian
 

@@ -26,11 +26,11 @@ from inference.diagnostics import (
     mmd,
     moment_errors,
     predictive_coverage,
-    psis,
-    scalars,
 )
-from inference.isolation import isolated
-from inference.log_joint import LogJoint
+from inference.evidence import psis
+from inference.programs import quantities as scalars
+from inference.programs.isolation import isolated
+from inference.programs.log_joint import LogJoint
 from models import (
     EightSchools,
     Funnel,
@@ -411,7 +411,7 @@ class TestPredictive:
     def test_arvizs_own_loo_is_ours(self, monkeypatch):
         """Both routes on the same draws, where ArviZ has one; the smoothing of ties apart, they are one formula."""
         pytest.importorskip("arviz_stats")
-        module = import_module("inference.diagnostics.psis")
+        module = import_module("inference.evidence.psis")
         model, x = demo(LinearRegression)
         posterior = model.posterior(x)
         h = dist.MultivariateNormal(posterior.mean, scale_tril=1.2 * posterior.scale_tril)

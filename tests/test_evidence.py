@@ -12,11 +12,11 @@ from problems import MODELS, SOLVED, build, demo, is_discrete, shake
 
 from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
 from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
-from inference.diagnostics import psis
-from inference.draws import draws
+from inference.evidence import psis
 from inference.evidence.estimate import LogMean
-from inference.isolation import isolated
 from inference.objectives import TraceELBO
+from inference.programs.draws import draws
+from inference.programs.isolation import isolated
 from models import BinaryVAE, EightSchools, FactorAnalysis, GaussianMean, LocalModel, ProbabilisticPCA, StateSpace
 from models.posteriordb import KidScore
 

@@ -21,11 +21,11 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from guides import Amortized, FullRank, Global, Linear, Local, LowRank, MeanField, Posterior, SemiAmortized
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, elbo, fit
-from inference.batches import Batches
-from inference.checks import check_pair
 from inference.engine import Eager
-from inference.isolation import isolated
-from inference.row_optimiser import RowOptimiser
+from inference.engine.local_rows import LocalRows
+from inference.engine.minibatches import Batches
+from inference.programs.isolation import isolated
+from inference.programs.validation import check_pair
 from models import (
     FactorAnalysis,
     GaussianMean,
@@ -186,7 +186,7 @@ class TestMinibatches:
         dense = torch.nn.Parameter(torch.zeros(7, 3))
         whole = make([dense], lr=0.1)
         table = torch.nn.Parameter(torch.zeros(7, 3))
-        rows = RowOptimiser()
+        rows = LocalRows()
         descent = None
         for epoch in range(5):
             whole.zero_grad()

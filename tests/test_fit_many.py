@@ -17,10 +17,10 @@ import models
 from guides import MLP, Amortized, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, compare, fit, fit_many
 from inference.engine import Auto, CompiledLoop, Graph, Together
-from inference.engine.capture import capture
-from inference.engine.noise import Noise, draws_of
-from inference.isolation import isolated
+from inference.engine.graphs.capture import capture
+from inference.engine.graphs.noise import Noise, draws_of
 from inference.objectives import IWAE, AnalyticKL, StickingTheLanding, TraceELBO
+from inference.programs.isolation import isolated
 from inference.stopping import MaxSteps
 from models import EightSchools, FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian
 

@@ -12,7 +12,7 @@ from problems import build, demo, shake
 
 from guides import Global, Local, MeanField, Prior
 from inference import gradient_variance
-from inference.gradient_variance import _squared_mean
+from inference.comparison.gradient_variance import _squared_mean
 from inference.objectives import IWAE, ClosedFormEntropy, Loss, ScoreFunction, StickingTheLanding, TraceELBO
 from models import GaussianMean, LocalGaussian
 

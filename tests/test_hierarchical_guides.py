@@ -7,8 +7,8 @@ from pyro.poutine.util import prune_subsample_sites
 
 from guides import MLP, Amortized, FullRank, Global, Local, MeanField, Structured
 from inference import elbo, fit
-from inference.draws import draws
-from inference.isolation import isolated
+from inference.programs.draws import draws
+from inference.programs.isolation import isolated
 from models import EightSchools, LocalGaussian, NormalGamma, Radon
 
 pytestmark = pytest.mark.slow

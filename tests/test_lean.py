@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference.engine import build as building
-from inference.engine.build import SMALL, BuildError, _product, _tanh, build, load
-from inference.engine.lean import MOST_BYTES, lean
-from inference.engine.loop import Loop, Packing
-from inference.engine.triangular import MOST_PRODUCTS, solved_in_place
+from inference.engine.graphs.loop_body import Loop, Packing
+from inference.engine.inductor import build as building
+from inference.engine.inductor.build import SMALL, BuildError, _product, _tanh, build, load
+from inference.engine.inductor.hoist_allocations import MOST_BYTES, lean
+from inference.engine.inductor.inline_triangular_solve import MOST_PRODUCTS, solved_in_place
 
 HEAD = """\
     AtenTensorHandle buf1_handle;

@@ -19,7 +19,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides import Amortized, FullRank, Global, Linear, Local, MeanField
 from inference import analytic_elbo, fit, objectives
-from inference.isolation import isolated
 from inference.objectives import (
     IWAE,
     VIMCO,
@@ -34,6 +33,7 @@ from inference.objectives import (
     StickingTheLanding,
     TraceELBO,
 )
+from inference.programs.isolation import isolated
 from models import FactorAnalysis, GaussianMean, LocalGaussian, LocalModel
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,6 @@ from torch.distributions import kl_divergence
 
 from guides import Amortized, Blocks, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, analytic_elbo, best_elbo, fit, optimisers
-from inference.isolation import isolated
 from inference.optimisers import (
     BatchAndMatch,
     FixedDraws,
@@ -39,6 +38,7 @@ from inference.optimisers.natural_gradient import _moved
 from inference.optimisers.pathfinder import _diagonal, _inverse_hessian
 from inference.optimisers.spherical_rules import SphericalRules
 from inference.optimisers.weighted_rules import WeightedRules
+from inference.programs.isolation import isolated
 from models import (
     FactorAnalysis,
     GaussianMean,

@@ -13,7 +13,7 @@ import torch
 from guides import FullRank, Global
 from inference import elbo, fit
 from inference.diagnostics import stein_check
-from inference.log_joint import LogJoint
+from inference.programs.log_joint import LogJoint
 from models import EightSchools
 from models.posteriordb import Garch, LowDimGaussMix, entries, load, problem
 from models.posteriordb.problem import ports

@@ -10,13 +10,13 @@ import torch
 from problems import demo
 
 from inference import NotConvergedError, reference
-from inference.log_joint import LogJoint
-from inference.nuts import Chains, numpyro_nuts, nutpie_nuts, pyro_nuts
+from inference.nuts.samplers import Chains, numpyro_nuts, nutpie_nuts, pyro_nuts
+from inference.programs.log_joint import LogJoint
 from models import EightSchools, GaussianMean, LinearRegression, NormalGamma, Ring
 
 pytestmark = pytest.mark.slow
 
-module = import_module("inference.reference")
+module = import_module("inference.nuts.long_run")
 needs_numpyro = pytest.mark.skipif(find_spec("numpyro") is None, reason="NumPyro is not installed: pip install .[bench]")
 needs_nutpie = pytest.mark.skipif(find_spec("nutpie") is None, reason="nutpie is not installed: pip install .[bench]")
 SAMPLERS = [
@@ -60,7 +60,7 @@ def test_numpyro_is_taken_where_it_is_installed():
 def test_what_has_a_score_and_a_density_that_disagree_would_be_seen():
     """NumPyro is handed value and gradient by a callback: the one is the other's derivative, for every chain at once."""
     jax = pytest.importorskip("jax")
-    from inference.nuts import _potential, double_precision
+    from inference.nuts.samplers import _potential, double_precision
 
     joint = LogJoint(*demo(EightSchools))
     u = torch.randn(3, joint.dim, dtype=torch.float64)

@@ -15,8 +15,8 @@ from pyro.infer.autoguide import AutoNormal, init_to_median, init_to_value
 from guides import Amortized, FullRank, Global, Linear, Local, MeanField, Structured
 from inference import analytic_elbo, elbo, fit, kl, starting
 from inference.engine import Eager
-from inference.isolation import isolated
 from inference.optimisers import FixedDraws
+from inference.programs.isolation import isolated
 from inference.starting import FromDraws, FromGuide, FromInit, FromPathfinder, FromPrior, Start
 from inference.starting.place import SHAPE, place
 from models import EightSchools, GaussianMean, LinearRegression, LocalGaussian, LocalModel

@@ -148,8 +148,8 @@ def _log_joint(model, latents, x):
 def test_every_model_gives_finite_draws_under_particles(cls):
     """Prior and likelihood broadcast over an outer plate: draws made at once agree with the log joint of each."""
     from guides import Prior
-    from inference.draws import draws
-    from inference.isolation import isolated
+    from inference.programs.draws import draws
+    from inference.programs.isolation import isolated
 
     model, x = cls.demo(seed=1)
     with isolated(0):

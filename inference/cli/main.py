@@ -19,12 +19,12 @@ from rich.table import Table
 
 from models import LocalModel
 
-from ..compare import Comparison, compare
-from ..divergence import DivergedError
-from ..fit import NonFiniteLossError
-from ..results import check_folder, save_comparison
+from ..comparison.compare import Comparison, compare
+from ..fitting.divergence import DivergedError
+from ..fitting.fit import NonFiniteLossError
 from . import names
 from .method import PROCESSES, RATE, Jobs, Restarts, Start, Stop, method
+from .output import check_folder, save_comparison
 
 __all__ = ["app", "console", "explained"]
 

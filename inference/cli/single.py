@@ -20,18 +20,19 @@ from tqdm.auto import tqdm
 from guides import Amortized, Guide, Local
 from models import VAE, Tractable
 
-from ..elbo import elbo
+from ..comparison.gaps import Gaps, gaps
+from ..elbos.estimate import elbo
 from ..evidence import ais, iwae
 from ..evidence.iwae import with_table
-from ..fit import Fit, fit
-from ..gaps import Gaps, gaps
-from ..isolation import isolated, unscoped
-from ..latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
-from ..results import check_folder, written_whole
-from ..row_ascent import Ascent
+from ..fitting.fit import Fit, fit
+from ..fitting.unseen import Ascent
+from ..plots.latent_space import active_units_picture, manifold, prior_samples, reconstructions, traversals
+from ..programs.bound import unwrap
+from ..programs.isolation import isolated
 from . import names
 from .main import app, console, explained
 from .method import PROCESSES, RATE, Jobs, Method, Objective, Optimiser, Restarts, Start, Stop, method
+from .output import check_folder, written_whole
 
 __all__ = ["evidence_of_one", "fit_one", "gaps_of_many"]
 
@@ -248,7 +249,7 @@ def _fitted(
 
 def _first(done: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:
     """The first rows and a guide for them, where a guide can be had for some rows alone; else all of them."""
-    guide = unscoped(done.guide)
+    guide = unwrap(done.guide)
     if not isinstance(guide, Guide) or not guide.local:
         return done.guide, x
     if isinstance(guide, Amortized):

@@ -8,8 +8,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..fit import fit
-from ..trust import Verdict, trust
+from ..diagnostics.trust import Verdict, trust
+from ..fitting.fit import fit
 from . import names
 from .main import app, console, explained
 from .method import RATE, Objective, Optimiser, Restarts, Start, Stop, method

@@ -1,5 +1,8 @@
 """Diagnostics: whether q, or a model, is what it should be."""
 
+from ..evidence.psis import psis
+from ..programs.quantities import Scalars, quantities, scalars
+from .active_units import active_units
 from .bounds import Bounds, error_bounds
 from .calibration import Calibration, calibration
 from .data_sets import DataSets
@@ -7,8 +10,6 @@ from .drift import Change, change, drift
 from .importance import Evidence, Importance, Moments, importance
 from .moment_errors import MomentErrors, by_name, moment_errors
 from .predictive import LOO, Coverage, loo, predictive_coverage
-from .psis import psis
-from .scalars import Scalars, quantities, scalars
 from .stein import SteinCheck, stein_check
 from .stein_discrepancy import SteinDiscrepancy, kernel_stein_discrepancy
 from .two_samples import MMD, c2st, mmd
@@ -28,6 +29,7 @@ __all__ = [
     "Scalars",
     "SteinCheck",
     "SteinDiscrepancy",
+    "active_units",
     "by_name",
     "c2st",
     "calibration",

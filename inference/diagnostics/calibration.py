@@ -14,11 +14,11 @@ from torch.distributions import Distribution
 
 from models import LocalModel, Model
 
-from ..checks import check_count
-from ..draws import draws as draw
-from ..isolation import isolated
-from .calibration_picture import calibration_picture
-from .scalars import quantities, scalars
+from ..plots.rank_histograms import rank_histograms
+from ..programs.draws import draws as draw
+from ..programs.isolation import isolated
+from ..programs.quantities import quantities, scalars
+from ..programs.validation import check_count
 
 __all__ = ["Calibration", "calibration"]
 
@@ -72,7 +72,16 @@ class Calibration:
 
     def plot(self) -> Figure:
         """For each scalar the histogram of its ranks, and their ECDF minus the uniform's with its 95 % band."""
-        return calibration_picture(self)
+        deviation, width = self.ecdf_band()
+        return rank_histograms(
+            self.histogram(),
+            deviation,
+            width,
+            draws=self.draws,
+            simulations=len(self.ranks),
+            names=self.names,
+            p_values=self.p_values.tolist(),
+        )
 
 
 def calibration(

@@ -14,8 +14,8 @@ from models import LocalModel, Model
 from models.base import data_plate
 from models.datasets import Dataset
 
-from ..log_joint import LogJoint
-from .scalars import quantities
+from ..programs.log_joint import LogJoint
+from ..programs.quantities import quantities
 
 __all__ = ["DataSets"]
 

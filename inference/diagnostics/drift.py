@@ -11,12 +11,12 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ..checks import check_count
-from ..hamiltonian import transition
-from ..isolation import isolated
-from ..log_joint import LogJoint
+from ..evidence.hmc import transition
+from ..programs.isolation import isolated
+from ..programs.log_joint import LogJoint
+from ..programs.quantities import quantities, scalars
+from ..programs.validation import check_count
 from .importance import Importance
-from .scalars import quantities, scalars
 
 __all__ = ["Change", "change", "drift"]
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from models import Model
 
-from ..checks import arguments, check_count, check_data, check_pair
-from ..draws import draws as draw
-from ..isolation import isolated, unscoped
-from .psis import psis
-from .scalars import Scalars, quantities, scalars
+from ..evidence.psis import psis
+from ..programs.bound import unwrap
+from ..programs.draws import draws as draw
+from ..programs.isolation import isolated
+from ..programs.quantities import Scalars, quantities, scalars
+from ..programs.validation import as_args, check_count, check_data, check_pair
 
 __all__ = ["Evidence", "Importance", "Moments", "importance"]
 
@@ -125,7 +126,7 @@ def importance(
 
     References: Yao, Vehtari, Simpson & Gelman, "Yes, but did it work?: evaluating variational inference" (2018).
     """
-    args = arguments(x)
+    args = as_args(x)
     check_count(least=100, draws=draws)
     check_data(model, args)
     with isolated(seed), torch.no_grad():
@@ -140,7 +141,7 @@ def importance(
     smoothed, khat = psis(log_weights)
     local = chunks[0].per_datum
     joint = log_weights.sum(-1) if local else log_weights
-    own = unscoped(model)
+    own = unwrap(model)
     return Importance(
         scalars=scalars(quantities(model, h)),
         h=h,

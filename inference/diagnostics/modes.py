@@ -11,8 +11,8 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from ..isolation import isolated
-from ..log_joint import LogJoint
+from ..programs.isolation import isolated
+from ..programs.log_joint import LogJoint
 
 __all__ = ["Mode", "missed_modes"]
 

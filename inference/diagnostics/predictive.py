@@ -10,10 +10,10 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..checks import arguments
-from ..draws import draws as draw
-from ..isolation import isolated
-from .psis import leave_one_out
+from ..evidence.psis import leave_one_out
+from ..programs.draws import draws as draw
+from ..programs.isolation import isolated
+from ..programs.validation import as_args
 
 __all__ = ["LOO", "Coverage", "loo", "predictive_coverage"]
 
@@ -51,7 +51,7 @@ def predictive_coverage(
 
     Reference: Gelman, Meng & Stern, "Posterior predictive assessment of model fitness via realized discrepancies" (1996).
     """
-    args = arguments(x)
+    args = as_args(x)
     with isolated(seed), torch.no_grad():
         h = _latents(model, guide, args, draws)
         simulated = Predictive(poutine.uncondition(model), posterior_samples=h)(*args)
@@ -81,7 +81,7 @@ def loo(
 
     Reference: Magnusson, Andersen, Jonasson & Vehtari, "Bayesian leave-one-out cross-validation for large data" (2019).
     """
-    args = arguments(x)
+    args = as_args(x)
     with isolated(seed), torch.no_grad():
         chunks = list(draw(model, guide, args, particles=draws))
     names = list(chunks[0].pointwise)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..log_joint import LogJoint
+from ..programs.log_joint import LogJoint
 
 __all__ = ["SteinCheck", "stein_check"]
 

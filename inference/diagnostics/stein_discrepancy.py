@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..isolation import isolated
-from ..log_joint import LogJoint
+from ..programs.isolation import isolated
+from ..programs.log_joint import LogJoint
 
 __all__ = ["SteinDiscrepancy", "kernel_stein_discrepancy"]
 

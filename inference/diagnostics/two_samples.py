@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..isolation import isolated
+from ..programs.isolation import isolated
 
 __all__ = ["MMD", "c2st", "mmd"]
 

@@ -2,10 +2,10 @@
 
 from .auto import Auto
 from .base import Engine, Problem
-from .capture import CaptureError, capture
 from .compiled import CompiledLoop
 from .eager import Eager
 from .graph import Graph
+from .graphs.capture import CaptureError, capture
 from .together import Member, Together
 
 __all__ = ["Auto", "CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Member", "Problem", "Together", "capture"]

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import cache
-from .background import Background
 from .base import Engine, Problem
 from .compiled import DRAWS_OTHERS, CompiledLoop, Ready
-from .memory import memory
+from .graphs.hidden_state import memory
+from .inductor import cache
+from .inductor.background import Background
 
 __all__ = ["Auto"]
 

@@ -14,9 +14,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..batches import Batch, Batches
-from ..nonfinite import NonFiniteLossError, explain
-from ..row_optimiser import RowOptimiser
+from .local_rows import LocalRows
+from .minibatches import Batch, Batches
+from .nonfinite import NonFiniteLossError, explain
 
 __all__ = ["Engine", "Problem"]
 
@@ -29,7 +29,7 @@ class Problem:
     guide: Callable[..., Any]
     objective: Any
     batches: Batches
-    rows: RowOptimiser
+    rows: LocalRows
     parameters: list[Tensor]
     """The tensors to learn; a step that meets new ones adds them."""
     optimiser: Optimizer

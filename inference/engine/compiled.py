@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batches import Batch
-from . import cache
 from .base import Engine, Problem
-from .build import BuildError, Compiled
-from .capture import CaptureError, capture
 from .eager import Eager
 from .graph import Graph, agree
-from .loop import Loop, loop
-from .schedule import place_of, put_back, rates
-from .threads import fewest_for, fixed_threads
-from .update import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
+from .graphs.capture import CaptureError, capture
+from .graphs.loop_body import Loop, loop
+from .graphs.optimiser_step import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
+from .graphs.planned_rates import place_of, put_back, rates
+from .graphs.threads import fewest_for, fixed_threads
+from .inductor import cache
+from .inductor.build import BuildError, Compiled
+from .minibatches import Batch
 
 __all__ = ["DRAWS_OTHERS", "CompiledLoop", "Ready"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pyro import poutine
 from torch import Tensor
 
-from ..batches import Batch
 from .base import Engine
+from .minibatches import Batch
 
 __all__ = ["Eager"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import Batch
 from .base import Engine, Problem
-from .capture import CaptureError, capture
 from .eager import Eager
+from .graphs.capture import CaptureError, capture
+from .minibatches import Batch
 
 __all__ = ["Graph", "agree"]
 

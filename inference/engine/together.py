@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..isolation import Scope
-from . import cache
+from ..programs.isolation import Scope
 from .auto import CAPTURE, COMPILATION, WORTH, Auto, Wanted
-from .background import Background
 from .base import Engine, Problem
-from .batched import Layout, batched, fits_along
-from .build import BuildError, Compiled
-from .capture import CaptureError, capture
 from .compiled import CHECK_EVERY, CHECKED, CompiledLoop
 from .eager import Eager
 from .graph import Graph, agree
-from .loop import Loop, loop
-from .memory import memory
-from .noise import Noise
-from .schedule import place_of, put_back, rates
-from .threads import WORTH as LARGE
-from .threads import fewest_for, fixed_threads, work
-from .update import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
+from .graphs.capture import CaptureError, capture
+from .graphs.hidden_state import memory
+from .graphs.loop_body import Loop, loop
+from .graphs.noise import Noise
+from .graphs.optimiser_step import PlainOptimiserError, read_state, require_plain, settings_of, updated, write_state
+from .graphs.planned_rates import place_of, put_back, rates
+from .graphs.threads import WORTH as LARGE
+from .graphs.threads import fewest_for, fixed_threads, work
+from .graphs.vmapped import Layout, batched, fits_along
+from .inductor import cache
+from .inductor.background import Background
+from .inductor.build import BuildError, Compiled
 
 __all__ = ["Member", "Together"]
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from guides import Guide
 from guides.latents import Latents
 
-from ..checks import arguments, check_count, check_data, check_pair
-from ..draws import draws
-from ..hamiltonian import transition
-from ..isolation import isolated, unscoped
+from ..programs.bound import unwrap
+from ..programs.draws import draws
+from ..programs.isolation import isolated
+from ..programs.validation import as_args, check_count, check_data, check_pair
 from .estimate import Evidence, LogMean
+from .hmc import transition
 from .iwae import ROWS, per_row
 
 __all__ = ["ais", "ais_reverse"]
@@ -63,7 +64,7 @@ def ais(
     decoder-based generative models" (2017).
     """
     _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog, pilot=pilot)
-    args = arguments(x)
+    args = as_args(x)
     check_data(model, args)
     found = []
     with isolated(seed), pyro.validation_enabled(False):
@@ -100,7 +101,7 @@ def ais_reverse(
     Reference: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
     """
     _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog, pilot=pilot)
-    args = arguments(x)
+    args = as_args(x)
     check_data(model, args)
     found = []
     with isolated(seed), pyro.validation_enabled(False):
@@ -134,7 +135,7 @@ class _State(NamedTuple):
 
 
 def _paths(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[_Path]:
-    guide = unscoped(guide)
+    guide = unwrap(guide)
     latents = guide.latents if isinstance(guide, Guide) else _latents(model, args)
     assert latents is not None
     if latents.discrete:

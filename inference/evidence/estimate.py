@@ -8,7 +8,7 @@ from math import ceil, log
 import torch
 from torch import Tensor
 
-from ..diagnostics.psis import psis
+from .psis import psis
 
 __all__ = ["Evidence", "LogMean"]
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from guides import Guide, Local
 
-from ..checks import arguments, check_count, check_data, check_pair
-from ..draws import draws
-from ..isolation import isolated, unscoped
+from ..programs.bound import unwrap
+from ..programs.draws import draws
+from ..programs.isolation import isolated
+from ..programs.validation import as_args, check_count, check_data, check_pair
 from .estimate import Evidence, LogMean
 
 __all__ = ["iwae", "per_row", "tables", "with_table"]
@@ -48,7 +49,7 @@ def iwae(
 
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
     """
-    args = arguments(x)
+    args = as_args(x)
     check_count(samples=samples)
     check_data(model, args)
     values = []
@@ -72,7 +73,7 @@ def iwae(
 
 def tables(guide: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Callable[..., Any]]]:
     """Blocks of data, each with a guide for these rows alone: a local guide's λ are looked up or computed once for all."""
-    guide = unscoped(guide)
+    guide = unwrap(guide)
     if not (isinstance(guide, Guide) and guide.local and per_row(args)):
         yield args, guide
         return

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..analytic import analytic_elbo
-from ..isolation import unscoped
+from ..elbos.closed_form import analytic_elbo
+from ..programs.bound import unwrap
 from .base import Loss
 
 __all__ = ["AnalyticELBO"]
@@ -29,8 +29,8 @@ class AnalyticELBO:
     estimates_elbo: ClassVar[bool] = True
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Loss:
-        own: Any = unscoped(guide)
+        own: Any = unwrap(guide)
         (x,) = args
-        elbo = analytic_elbo(unscoped(model), own.q(x, kwargs.get("index")), x).sum()
+        elbo = analytic_elbo(unwrap(model), own.q(x, kwargs.get("index")), x).sum()
         loss = -elbo * (kwargs.get("size", len(x)) / len(x))
         return Loss(loss.detach(), loss)

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ..analytic import kl
+from ..elbos.closed_form import kl
+from ..programs.traced_pairs import Pair, latents, require_reparameterised
 from .pathwise import Pathwise
-from .traces import Pair, latents, require_reparameterised
 
 __all__ = ["AnalyticKL"]
 

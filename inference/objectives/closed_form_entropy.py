@@ -9,8 +9,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from ..programs.traced_pairs import Pair, is_point_mass, latents, require_reparameterised
 from .pathwise import Pathwise
-from .traces import Pair, is_point_mass, latents, require_reparameterised
 
 __all__ = ["ClosedFormEntropy"]
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
+from ..programs.log_weights import check_draws
+from ..programs.traced_pairs import Program, structure
 from .base import Loss
-from .traces import Program, structure
-from .weights import check_draws
 
 __all__ = ["Enumerated"]
 

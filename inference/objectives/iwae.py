@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import log
 from typing import Any, ClassVar
 
+from ..programs.log_weights import check_draws, weights
+from ..programs.traced_pairs import Program, require_reparameterised, traces
 from .base import Loss
-from .traces import Program, require_reparameterised, traces
-from .weights import check_draws, weights
 
 __all__ = ["IWAE"]
 

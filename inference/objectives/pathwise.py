@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..programs.log_weights import check_draws
+from ..programs.traced_pairs import Pair, Program, traces
 from .base import Loss
-from .traces import Pair, Program, traces
-from .weights import check_draws
 
 __all__ = ["Pathwise"]
 

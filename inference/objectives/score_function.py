@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..programs.log_weights import check_draws, weights
+from ..programs.traced_pairs import Program, traces
 from .base import Loss
-from .traces import Program, traces
-from .weights import check_draws, weights
 
 __all__ = ["ScoreFunction", "leave_one_out"]
 

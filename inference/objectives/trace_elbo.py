@@ -10,9 +10,9 @@ from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import MultiFrameTensor, get_plate_stacks
 from torch import Tensor
 
+from ..programs.log_weights import check_draws
+from ..programs.traced_pairs import Pair, Program, traces
 from .base import Loss
-from .traces import Pair, Program, traces
-from .weights import check_draws
 
 __all__ = ["TraceELBO"]
 

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from guides import FullRank, Global, Guide, Local
 
-from ..isolation import unscoped
+from ..programs.bound import unwrap
 from .base import Solution, Solver, Target
 from .scores import Scores
 
@@ -54,7 +54,7 @@ class BatchAndMatch(Solver):
             raise ValueError(f"BatchAndMatch: tolerance must not be negative, but is {self.tolerance}.")
 
     def check(self, target: Target) -> None:
-        guide = unscoped(target.guide)
+        guide = unwrap(target.guide)
         if not (isinstance(guide, (Global, Local)) and type(guide.family) is FullRank):
             family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
             raise ValueError(
@@ -68,7 +68,7 @@ class BatchAndMatch(Solver):
 
     def solve(self, target: Target, *, steps: int) -> Solution:
         self.check(target)
-        guide: Any = unscoped(target.guide)
+        guide: Any = unwrap(target.guide)
         q = _double(guide.q(target.args[0]))
         draws = 2 * q.event_shape[0] + 2 if self.draws is None else self.draws
         scores = Scores(target, draws)

@@ -16,7 +16,7 @@ from scipy.optimize import OptimizeResult, minimize
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from ..objectives.traces import PLATE, is_point_mass, traces
+from ..programs.traced_pairs import PLATE, is_point_mass, traces
 from .base import Solution, Solver, Target
 
 __all__ = ["FixedDraws", "SampleAverage"]

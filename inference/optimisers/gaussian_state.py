@@ -12,9 +12,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from guides import Family
 from models.gaussian import moments
 
-from .precisions import block_mask, scale_tril
-
-__all__ = ["GaussianState"]
+__all__ = ["GaussianState", "block_mask", "scale_tril"]
 
 
 class GaussianState(NamedTuple):
@@ -55,3 +53,18 @@ class GaussianState(NamedTuple):
         mean = (one.loc.unsqueeze(-2) @ self.precision @ other.loc.unsqueeze(-1)).sum()
         parts = [torch.linalg.solve(self.precision * self.blocks, d.precision * self.blocks) for d in (one, other)]
         return float(mean + 0.5 * (parts[0] * parts[1].mT).sum())
+
+
+def block_mask(family: Family, like: Tensor) -> Tensor:
+    """1 where the family can correlate two coordinates, else 0, shape (dim, dim), of the dtype of `like`."""
+    blocks = family.blocks()
+    assert blocks is not None
+    mask = torch.zeros(family.dim, family.dim, dtype=like.dtype)
+    for block in blocks:
+        mask[torch.tensor(block).unsqueeze(-1), torch.tensor(block)] = 1
+    return mask
+
+
+def scale_tril(precision: Tensor) -> Tensor:
+    """The Cholesky factor of the covariance, shape (*, dim, dim)."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from guides import Global
 
-from ..checks import arguments, check_count, check_data, check_pair
-from ..isolation import isolated, unscoped
+from ..programs.bound import unwrap
+from ..programs.isolation import isolated
+from ..programs.validation import as_args, check_count, check_data, check_pair
 from .base import Target
 from .fixed_draws import SampleAverage
 
@@ -48,10 +49,10 @@ def linear_response(
     Reference: Giordano, Broderick & Jordan, "Covariances, robustness, and variational Bayes" (2018), theorem 2; Giordano,
     Ingram & Broderick, "Black box variational inference with a deterministic objective" (2024), section 3.2.
     """
-    args = arguments(x)
+    args = as_args(x)
     check_count(draws=draws, least=2)
     check_data(model, args)
-    own: Any = unscoped(guide)
+    own: Any = unwrap(guide)
     if not isinstance(own, Global):
         raise TypeError(
             f"linear_response needs a Global guide, whose q is one Gaussian over all latents, but it is {type(own).__name__}."

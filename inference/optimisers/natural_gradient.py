@@ -11,8 +11,8 @@ from torch import Tensor
 
 from guides import FullRank, Global, Guide, Local, MeanField
 
-from ..checks import check_count
-from ..isolation import unscoped
+from ..programs.bound import unwrap
+from ..programs.validation import check_count
 from .base import Solution, Solver, Target
 from .gaussian_state import GaussianState
 from .mode import centred
@@ -86,7 +86,7 @@ class NaturalGradient(Solver):
         check_count(most=self.most)
 
     def check(self, target: Target) -> None:
-        guide = unscoped(target.guide)
+        guide = unwrap(target.guide)
         known = isinstance(guide, (Global, Local)) and isinstance(guide.family, (MeanField, FullRank))
         family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
         if not known:
@@ -103,7 +103,7 @@ class NaturalGradient(Solver):
 
     def solve(self, target: Target, *, steps: int) -> Solution:
         self.check(target)
-        guide: Any = unscoped(target.guide)
+        guide: Any = unwrap(target.guide)
         start = GaussianState.of(guide.q(target.args[0]), guide.family)
         most = max(1, self.most // (2 * start.loc.shape[-1]))
         data = start.loc[..., 0].numel()

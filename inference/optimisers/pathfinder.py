@@ -14,10 +14,10 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from guides import FullRank, Global, Guide, MeanField
 
-from ..checks import check_count
-from ..isolation import unscoped
+from ..programs.bound import unwrap
+from ..programs.validation import check_count
 from .base import Solution, Solver, Target
-from .precisions import block_mask, scale_tril
+from .gaussian_state import block_mask, scale_tril
 from .scores import Scores
 
 __all__ = ["Pathfinder"]
@@ -59,7 +59,7 @@ class Pathfinder(Solver):
         check_count(draws=self.draws, least=2)
 
     def check(self, target: Target) -> None:
-        guide = unscoped(target.guide)
+        guide = unwrap(target.guide)
         known = isinstance(guide, Global) and isinstance(guide.family, (MeanField, FullRank))
         family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
         if not known:
@@ -74,7 +74,7 @@ class Pathfinder(Solver):
 
     def solve(self, target: Target, *, steps: int) -> Solution:
         self.check(target)
-        guide: Any = unscoped(target.guide)
+        guide: Any = unwrap(target.guide)
         mean = guide.q(target.args[0]).mean.detach().double()
         mask = block_mask(guide.family, mean)
         starts = [mean, *REACH * (2 * torch.rand(self.paths - 1, len(mean), dtype=mean.dtype) - 1)]

@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..objectives.traces import Pair, is_point_mass, latents, rerun, traces
-from ..objectives.weights import density, shared_frames
+from ..programs.log_weights import density, shared_frames
+from ..programs.traced_pairs import Pair, is_point_mass, latents, rerun, traces
 from .base import Target
 
 __all__ = ["Scores"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..draws import draws as draw
+from ..programs.draws import draws as draw
 from .base import Start
 
 __all__ = ["FromGuide"]

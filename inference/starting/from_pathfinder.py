@@ -12,8 +12,8 @@ from torch import Tensor
 
 from guides import FullRank, Global
 
-from ..draws import draws as draw
 from ..optimisers import Pathfinder, Target
+from ..programs.draws import draws as draw
 from .base import Start
 
 __all__ = ["FromPathfinder"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guides import Prior
 
-from ..draws import draws as draw
+from ..programs.draws import draws as draw
 from .base import Start
 
 __all__ = ["FromPrior"]

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from guides import Guide
 
-from ..isolation import unscoped
+from ..programs.bound import unwrap
 
 __all__ = ["check_placeable", "place"]
 
@@ -28,7 +28,7 @@ STILL = 1e-3
 
 def check_placeable(guide: Callable[..., Any]) -> None:
     """Raises a TypeError unless `place` can move this guide."""
-    own = unscoped(guide)
+    own = unwrap(guide)
     if not isinstance(own, Guide) or own.family.discrete:
         raise TypeError(
             f"start moves guides of this suite over real latents, but the guide is {type(own).__name__}: leave start=None, "
@@ -52,7 +52,7 @@ def place(guide: Callable[..., Any], draws: Mapping[str, Tensor], args: tuple[An
         ValueError: if a latent is missing.
     """
     check_placeable(guide)
-    own: Any = unscoped(guide)
+    own: Any = unwrap(guide)
     blocks = [block for block in (own.shared, own.latents) if block is not None]
     missing = [site.name for block in blocks for site in block.sites if site.name not in draws]
     if missing:

@@ -1,0 +1,7 @@
+"""Comparisons: guides (`compare`), causes of a gap (`gaps`), gradient estimators (`gradient_variance`)."""
+
+from .compare import Comparison, Run, compare
+from .gaps import Gaps, Part, gaps
+from .gradient_variance import Estimator, GradientVariance, gradient_variance
+
+__all__ = ["Comparison", "Estimator", "Gaps", "GradientVariance", "Part", "Run", "compare", "gaps", "gradient_variance"]

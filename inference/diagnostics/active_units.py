@@ -1,0 +1,19 @@
+"""Active units: which latents a VAE uses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from guides import Guide
+
+from ..programs.posterior_means import posterior_means
+
+__all__ = ["active_units"]
+
+
+def active_units(guide: Guide, x: Tensor, *, seed: int = 0) -> Tensor:
+    """Variance over the data of E_q[h | x], for each latent coordinate, shape (k,). Above 0.01, a unit counts as active.
+
+    Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016), section 5.3.
+    """
+    return posterior_means(guide, x, seed=seed).var(0)

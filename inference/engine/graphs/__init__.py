@@ -1,0 +1,3 @@
+"""A training step as a graph of tensor operations."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Everything that knows the private parts of torch's Inductor."""
+
+__all__: list[str] = []

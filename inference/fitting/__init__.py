@@ -1,0 +1,9 @@
+"""`fit`, and all that a run of it is made of."""
+
+from .divergence import DivergedError
+from .fit import Fit, NonFiniteLossError, cosine, fit
+from .many import fit_many
+from .to_arviz import to_arviz
+from .unseen import Ascent, fit_unseen
+
+__all__ = ["Ascent", "DivergedError", "Fit", "NonFiniteLossError", "cosine", "fit", "fit_many", "fit_unseen", "to_arviz"]

@@ -1,0 +1,72 @@
+"""From a fit to ArviZ: InferenceData on ArviZ 0.x, DataTree on ArviZ 1.x."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from torch import Tensor
+
+from ..programs.draws import draws as draw
+from ..programs.isolation import isolated
+from ..programs.validation import as_args, check_count, check_data, check_pair
+from .fit import Fit
+
+__all__ = ["to_arviz"]
+
+
+def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: int = 0) -> Any:
+    """Draws from the fitted guide, in the groups that ArviZ knows, one chain of `draws` draws.
+
+    Groups: posterior (each latent), posterior_predictive (each observed site, simulated), log_likelihood (pointwise),
+    sample_stats (``log_p``, the joint log p(x, h), and ``log_q``, log q(h | x), of each draw: what PSIS needs) and
+    observed_data.
+
+    Args:
+        fit: a finished fit.
+        x: the data, or a tuple of the model's arguments.
+        draws: number of draws.
+        seed: fixes the draws.
+
+    Returns:
+        `arviz.InferenceData` on ArviZ 0.x, `xarray.DataTree` on ArviZ 1.x; both have ``to_netcdf``.
+    """
+    args = as_args(x)
+    check_count(draws=draws)
+    check_data(fit.model, args)
+    with isolated(seed), torch.no_grad():
+        check_pair(fit.model, fit.guide, args, {})
+        chunks = list(draw(fit.model, fit.guide, args, particles=draws))
+        h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+        nodes = poutine.trace(fit.model).get_trace(*args).nodes
+        observed = {name: nodes[name]["value"] for name in chunks[0].pointwise}
+        simulated = Predictive(poutine.uncondition(fit.model), posterior_samples=h, return_sites=list(observed))(*args)
+    pointwise = {name: torch.cat([chunk.pointwise[name] for chunk in chunks]) for name in observed}
+    stats = {
+        "log_p": torch.cat([chunk.total.log_likelihood + chunk.total.log_prior for chunk in chunks]),
+        "log_q": torch.cat([chunk.total.log_q for chunk in chunks]),
+    }
+    groups = {
+        name: {site: value.detach().cpu().unsqueeze(0).numpy() for site, value in values.items()}
+        for name, values in {
+            "posterior": h,
+            "posterior_predictive": simulated,
+            "log_likelihood": pointwise,
+            "sample_stats": stats,
+        }.items()
+    }
+    groups["observed_data"] = {name: value.detach().cpu().numpy() for name, value in observed.items()}
+    return _from_dict(groups)
+
+
+def _from_dict(groups: dict[str, dict[str, Any]]) -> Any:
+    """`arviz.from_dict` of whichever ArviZ is installed: 0.x takes the groups as keywords, 1.x as one mapping."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "\\s*ArviZ is undergoing a major refactor", FutureWarning)
+        from_dict: Any = import_module("arviz").from_dict
+    return from_dict(groups) if int(version("arviz").split(".")[0]) >= 1 else from_dict(**groups)

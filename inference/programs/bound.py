@@ -1,0 +1,49 @@
+"""A program bound to the parameters that a fit gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.params.param_store import StateDict
+from torch import nn
+
+from .isolation import param_store
+
+__all__ = ["BoundProgram", "bind", "unwrap"]
+
+
+class BoundProgram:
+    """A Pyro program that runs with param-store values of its own: what a fit returns for a plain function.
+
+    Args:
+        program: the model or guide.
+        params: the param store's state that holds its values.
+    """
+
+    def __init__(self, program: Callable[..., Any], params: StateDict) -> None:
+        self.program = program
+        self.params = params
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with param_store(self.params):
+            return self.program(*args, **kwargs)
+
+
+def bind(program: Callable[..., Any], params: StateDict, names: set[str]) -> Callable[..., Any]:
+    """`program` bound to the values of its parameters `names`, unless it is a module that holds all of them itself.
+
+    A program that is bound already brings its values into `params`.
+    """
+    if isinstance(program, BoundProgram):
+        params["params"].update(program.params["params"])
+        return program
+    own = {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
+    if all(id(params["params"][name]) in own for name in names):
+        return program
+    return BoundProgram(program, params)
+
+
+def unwrap(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program itself, out of its `BoundProgram`."""
+    return program.program if isinstance(program, BoundProgram) else program

@@ -1,0 +1,85 @@
+"""Isolates a computation from global state: random generators, param store, default dtype, validation flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.params.param_store import StateDict
+from pyro.util import get_rng_state, set_rng_state
+from torch.distributions import Distribution
+
+__all__ = ["Scope", "isolated", "param_store"]
+
+
+class Scope:
+    """A random state and a param store of its own, which can be left and entered again.
+
+    On leaving it, by whatever way, the random states (torch, NumPy, Python), the param store, the default dtype and the
+    validation flags are as they were.
+
+    Args:
+        seed: for all three generators, when it is entered first.
+
+    Attributes:
+        store: the state of the param store, as it was when the scope was left without an error.
+        rng: the three generators' states, as they were then; None before it is entered.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.store: StateDict = {"params": {}, "constraints": {}}
+        self._seed = seed
+        self.rng: Any = None
+
+    @contextmanager
+    def entered(self) -> Iterator[StateDict]:
+        """Everything inside belongs to the scope."""
+        dtype, rng, validate = torch.get_default_dtype(), get_rng_state(), Distribution._validate_args
+        try:
+            with (
+                torch.random.fork_rng(),
+                pyro.validation_enabled(pyro.distributions.is_validation_enabled()),
+                param_store(self.store) as store,
+            ):
+                if self.rng is None:
+                    pyro.set_rng_seed(self._seed)
+                else:
+                    set_rng_state(self.rng)
+                yield store
+                self.rng = get_rng_state()
+        finally:
+            set_rng_state(rng)
+            torch.set_default_dtype(dtype)
+            Distribution.set_default_validate_args(validate)
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[StateDict]:
+    """A `Scope` that is entered once.
+
+    Args:
+        seed: for all three generators.
+
+    Yields:
+        The state of the scope's param store, filled in when the scope is left without an error.
+    """
+    with Scope(seed).entered() as store:
+        yield store
+
+
+@contextmanager
+def param_store(state: StateDict) -> Iterator[StateDict]:
+    """Swaps the param store's content for `state`. Unlike the store's own `scope`, it leaves the tensors' attributes alone."""
+    store = pyro.get_param_store()
+    params, constraints = dict(store.named_parameters()), dict(store._constraints)
+    try:
+        store.clear()
+        store.set_state(state)
+        yield state
+        state.update({"params": dict(store.named_parameters()), "constraints": dict(store._constraints)})
+    finally:
+        store.clear()
+        store.set_state({"params": params, "constraints": constraints})

@@ -1,0 +1,82 @@
+"""log p(x, h) of any Pyro model as a function of one unconstrained vector, with its gradient, for many vectors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from guides.latents import Latents
+
+from .bound import unwrap
+from .isolation import isolated
+from .validation import as_args
+
+__all__ = ["LogJoint"]
+
+
+class LogJoint:
+    """u ↦ log p(x, h(u)) + log |det ∂h/∂u|, u the packed unconstrained latents: the log density that samplers see, in nats.
+
+    Args:
+        model: any Pyro program with continuous latents whose supports do not depend on one another.
+        x: the data, or a tuple of the model's arguments.
+        chunk: how many vectors one vectorised call evaluates.
+    """
+
+    def __init__(self, model: Callable[..., Any], x: Tensor | tuple[Any, ...], *, chunk: int = 1000) -> None:
+        self.model = model
+        self.args = as_args(x)
+        self.chunk = chunk
+        with isolated(0):
+            self.latents = Latents(unwrap(model), self.args, {}, plate=None)
+        self.dim = self.latents.dim
+        self._density = torch.func.vmap(self.at)
+        self._score = torch.func.vmap(torch.func.grad(self.at))
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The log density at each u, shape (K, dim): shape (K,). Differentiable."""
+        return self._over(self._density, u)
+
+    def score(self, u: Tensor) -> Tensor:
+        """Its gradient at each u, shape (K, dim): shape (K, dim). A number, also where the model has parameters."""
+        return self._over(self._score, u.detach()).detach()
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
+        with self.evaluated():
+            return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents at each u: for each site shape (K, *shape)."""
+        return {name: value.detach() for name, value in torch.func.vmap(lambda v: self.latents.constrain(v)[0])(u).items()}
+
+    def unconstrain(self, h: Mapping[str, Tensor]) -> Tensor:
+        """The u of draws of the latents: shape (K, dim)."""
+        return self.latents.unconstrain(h)
+
+    def at(self, u: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
+        """The log density at one u, shape (dim,): shape (). Differentiable; transform it by torch.func within `evaluated`.
+
+        Args:
+            u: the packed unconstrained latents.
+            args: other data of the same shape.
+        """
+        return self.latents.log_joint(self.model, u, self.args if args is None else args)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it `at` may be transformed by torch.func: nothing global is changed, and by then all parameters exist."""
+        # Checks of values branch on data, which vmap cannot; nor can it make a parameter.
+        with isolated(0), pyro.validation_enabled(False):
+            with torch.no_grad():
+                self.at(torch.zeros(self.dim, dtype=self.latents.dtype))
+            yield
+
+    def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        with self.evaluated():
+            return torch.cat([function(part) for part in u.split(self.chunk)])

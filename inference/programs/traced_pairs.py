@@ -1,0 +1,165 @@
+"""Draws of the guide, scored by both factors, with gradients: what the objectives are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from guides import Defensive, Guide, Posterior, Prior
+from models import Model
+
+from .bound import unwrap
+
+__all__ = [
+    "PLATE",
+    "Pair",
+    "Structure",
+    "held",
+    "is_point_mass",
+    "latents",
+    "require_reparameterised",
+    "rerun",
+    "structure",
+    "traces",
+]
+
+Program = Callable[..., Any]
+PLATE = "_particles"
+"""Name of the outer plate of draws."""
+
+
+class Pair(NamedTuple):
+    """A trace of the guide, and one of the model at the guide's draws. Both hold log probabilities and score parts."""
+
+    guide: poutine.Trace
+    model: poutine.Trace
+
+
+def traces(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], *, particles: int = 1, hold: bool = False
+) -> list[Pair]:
+    """Runs the pair for `particles` draws: one Pair with an outer plate of particles, or else one Pair for each draw.
+
+    Models and guides that keep the contracts of this suite, and Pyro's autoguides, are vectorised; any other pair is run
+    once for each draw.
+
+    Args:
+        model, guide, args, kwargs: as for an objective.
+        particles: number K of draws.
+        hold: cut the gradient at the draws, so that it reaches the parameters through the densities alone.
+    """
+    vectorised = particles > 1 and _vectorises(model, guide)
+    with ExitStack() as stack:
+        if vectorised:
+            stack.enter_context(pyro.plate(PLATE, particles, dim=-1 - structure(model, guide, args, kwargs).nesting))
+        if hold:
+            stack.enter_context(_Hold())
+        return [_run(model, guide, args, kwargs) for _ in range(1 if vectorised else particles)]
+
+
+def held(pair: Pair, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    """The pair run once more at the same draws, now without gradient: densities depend on the parameters alone."""
+    drawn = {n: site for n, site in latents(pair.guide).items() if not is_point_mass(site["fn"])}
+    still = {n: {**site, "value": site["value"].detach()} for n, site in drawn.items()}
+    return rerun(still, model, guide, args, kwargs)
+
+
+def rerun(
+    sites: dict[str, dict[str, Any]], model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Pair:
+    """The pair run with the values of these guide sites, in the particles' plate if they come from it."""
+    fixed = poutine.Trace()
+    for name, site in sites.items():
+        fixed.add_node(name, **site)
+    frame = next((f for site in latents(fixed).values() for f in site["cond_indep_stack"] if f.name == PLATE), None)
+    with ExitStack() as stack:
+        if frame is not None:
+            stack.enter_context(pyro.plate(PLATE, frame.size, dim=frame.dim))
+        return _run(model, poutine.replay(guide, trace=fixed), args, kwargs)
+
+
+def latents(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
+    """The sites that were drawn, not observed, by name."""
+    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+
+
+def is_point_mass(fn: Any) -> bool:
+    """Whether a distribution is a Delta. In a guide it often passes on, with a Jacobian, what another site has drawn."""
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def require_reparameterised(pair: Pair, objective: Any) -> None:
+    """Raises unless every draw of the guide is a differentiable function of its parameters."""
+    for name, site in latents(pair.guide).items():
+        if not site["fn"].has_rsample:
+            kind = "discrete" if site["fn"].support.is_discrete else "not reparameterised"
+            raise ValueError(
+                f"{type(objective).__name__} differentiates through the draws of the guide, but the latent {name!r} is {kind} "
+                f"({type(site['fn']).__name__}): use ScoreFunction, VIMCO, ReweightedWakeSleep or TraceELBO"
+                + (", or Enumerated, which sums it out." if kind == "discrete" else ".")
+            )
+
+
+class Structure(NamedTuple):
+    """What a pair looks like, whatever its parameters are."""
+
+    nesting: int
+    """How many plates are nested."""
+    enumerable: tuple[str, ...]
+    """The latents that take finitely many values, so that they can be summed out."""
+
+
+def structure(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
+    """The structure of a pair, found by one run that leaves no trace and then remembered for it."""
+    known = _STRUCTURES.setdefault(guide, WeakKeyDictionary())
+    if model not in known:
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            pair = Pair(*_programs(model, guide, args, kwargs))
+        sites = [s for trace in pair for s in trace.nodes.values() if s["type"] == "sample"]
+        nesting = max((-f.dim for s in sites for f in s["cond_indep_stack"] if f.dim is not None), default=0)
+        drawn = {**latents(pair.model), **latents(pair.guide)}
+        known[model] = Structure(nesting, tuple(n for n, s in drawn.items() if s["fn"].has_enumerate_support))
+    return known[model]
+
+
+_STRUCTURES: WeakKeyDictionary[Program, WeakKeyDictionary[Program, Structure]] = WeakKeyDictionary()
+
+
+class _Hold(Messenger):
+    """Cuts the gradient at every draw. Stands outside the trace, because outer handlers see a finished site first."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor) and not is_point_mass(msg["fn"]):
+            msg["value"] = msg["value"].detach()
+
+
+def _run(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    pair = Pair(*_programs(model, guide, args, kwargs))
+    pair.guide.compute_score_parts()
+    pair.model.compute_log_prob()
+    return pair
+
+
+def _programs(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+
+
+def _vectorises(model: Program, guide: Program) -> bool:
+    return isinstance(unwrap(model), Model) and isinstance(unwrap(guide), (Defensive, Guide, Prior, Posterior, AutoGuide))

@@ -1,0 +1,176 @@
+"""What is checked before any work starts. Every message says what is wrong, where, what was expected and what to do."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor, nn
+
+from guides import Defensive, Guide, Posterior, Prior
+
+from .bound import unwrap
+
+__all__ = ["as_args", "check_count", "check_data", "check_minibatch", "check_pair", "check_rate"]
+
+
+def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
+    """The positional arguments of one call of the model: a tensor stands for itself alone."""
+    return x if isinstance(x, tuple) else (x,)
+
+
+def check_count(*, least: int = 1, **options: Any) -> None:
+    """Raises for the first option that is not an integer of at least `least`."""
+    for name, value in options.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, but is {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, but is {value}.")
+
+
+def check_rate(lr: Any) -> None:
+    """Raises unless the learning rate is a positive number."""
+    if not isinstance(lr, (int, float)):
+        raise TypeError(f"lr must be a number, but is {lr!r}.")
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, but is {lr}.")
+
+
+def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Raises unless the data are what the model can have produced; for a plain Pyro model, unless they are finite."""
+    model = unwrap(model)
+    if hasattr(model, "check_data"):
+        model.check_data(*args)
+        return
+    for position, value in enumerate(args):
+        if not isinstance(value, Tensor):
+            continue
+        if value.numel() == 0:
+            raise ValueError(f"argument {position} of the model is an empty tensor of shape {tuple(value.shape)}.")
+        if value.is_floating_point() and not value.isfinite().all():
+            bad = ~value.isfinite()
+            row = int(bad.reshape(len(value), -1).any(-1).nonzero()[0]) if value.dim() else 0
+            raise ValueError(
+                f"argument {position} of the model holds {value[bad][0].item()} in row {row}: data must be finite."
+            )
+
+
+def check_minibatch(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], batch_size: int) -> None:
+    """Raises unless minibatches of `batch_size` rows can be drawn from `args` and scaled right by `model` and `guide`."""
+    check_count(batch_size=batch_size)
+    tensors = [value for value in args if isinstance(value, Tensor) and value.dim()]
+    if len(tensors) != len(args) or len({len(value) for value in tensors}) != 1:
+        raise ValueError("batch_size needs data that are tensors with one row for each datum; leave batch_size=None.")
+    rows = len(tensors[0])
+    if not 0 < batch_size <= rows:
+        raise ValueError(f"batch_size must be between 1 and the {rows} rows of the data, but is {batch_size}.")
+    for role, program in (("model", model), ("guide", guide)):
+        names = parameter_names(program)
+        if not (names is None or {"index", "size"} <= names):
+            raise ValueError(
+                f"batch_size needs a {role} that takes index and size, so that the minibatch is scaled to the whole data; "
+                f"this one takes {sorted(names)}. Add them (see models.LocalModel), or leave batch_size=None."
+            )
+
+
+def check_pair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    enumerated: bool = False,
+) -> tuple[set[str], set[str]]:
+    """Runs the pair once and raises unless the guide draws exactly the model's latents. Makes the parameters of both.
+
+    Args:
+        model, guide, args, kwargs: the pair and the arguments of one call.
+        enumerated: whether latents that the model marks for enumeration may be missing from the guide.
+
+    Returns:
+        Names of the parameters of the model, and of the guide.
+    """
+    own = unwrap(guide)
+    if isinstance(own, (Defensive, Guide, Posterior, Prior)) and unwrap(own.model) is not unwrap(model):
+        raise ValueError(
+            f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
+            f"{_name(unwrap(model))}."
+        )
+    if isinstance(own, Guide):
+        own.setup(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        _check_sites(guide_trace, model_trace, enumerated=enumerated)
+        if is_validation_enabled():
+            _check_shapes(guide_trace, model_trace)
+    except (ValueError, RuntimeError) as error:
+        # Pyro appends the shapes of all sites so far, which hides the message.
+        raise type(error)(str(error).split("\nTrace Shapes:")[0].strip()) from error
+    names = [{n for n, s in trace.nodes.items() if s["type"] == "param"} for trace in (model_trace, guide_trace)]
+    return names[0], names[1]
+
+
+def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool) -> None:
+    latents: set[str] = set()
+    summed_out: set[str] = set()
+    for name, site in prune_subsample_sites(model_trace).nodes.items():
+        if site["type"] == "sample" and not site["is_observed"]:
+            (summed_out if site["infer"].get("enumerate") else latents).add(name)
+    drawn = {
+        name
+        for name, site in prune_subsample_sites(guide_trace).nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary")
+    }
+    if not latents | summed_out:
+        raise ValueError("the model has no latent site, so there is no posterior to approximate.")
+    if missing := sorted(latents - drawn):
+        raise ValueError(
+            f"the guide does not draw the latent {missing[0]!r} of the model: it draws {sorted(drawn)}, the model's latents "
+            f"are {sorted(latents)}. Give both the same site names."
+        )
+    if surplus := sorted(drawn - latents - summed_out):
+        raise ValueError(
+            f"the guide draws {surplus[0]!r}, which is no latent of the model: its latents are {sorted(latents)}. Rename the "
+            "site, or mark it with infer={'is_auxiliary': True}."
+        )
+    if not enumerated and (left := sorted(summed_out - drawn)):
+        raise ValueError(
+            f"the latent {left[0]!r} is marked for enumeration and not drawn by the guide; this cannot sum it out: use "
+            "pyro.infer.TraceEnum_ELBO, or draw it in the guide."
+        )
+
+
+def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    """Pyro's own checks, which a fit does once and then switches off."""
+    with warnings.catch_warnings():
+        # What it only warns of is checked above, or has a reason that Pyro does not see.
+        warnings.simplefilter("ignore", UserWarning)
+        check_model_guide_match(model_trace, guide_trace)
+    for trace in (guide_trace, model_trace):
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and not site_is_subsample(site):
+                log_prob = site["fn"].log_prob(site["value"])
+                check_site_shape({**site, "log_prob": log_prob}, max_plate_nesting=inf)
+
+
+def parameter_names(program: Callable[..., Any]) -> set[str] | None:
+    """Names of the arguments of a program; None if it takes any."""
+    program = unwrap(program)
+    parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return set(parameters)
+
+
+def _name(program: Callable[..., Any]) -> str:
+    return getattr(program, "__name__", type(program).__name__)
