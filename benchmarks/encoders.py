@@ -25,7 +25,7 @@ def linear_vae() -> list[str]:
     with torch.no_grad():
         left = best - float(model.log_evidence(x).mean())
     x = x[:200]
-    found = gaps(model, guide, x, particles=500)
+    found = gaps(model, guide, x, draws=500)
     with torch.no_grad():
         whole = float((model.log_evidence(x) - analytic_elbo(model, guide.q(x), x)).mean())
     parts = sum(part.mean for part in found.parts.values())
@@ -50,7 +50,7 @@ def widths() -> list[str]:
     for hidden in (1, 200):
         guide = Amortized(truth, MeanField(scale=0.7), MLP((hidden,)))
         guide.setup(x)
-        found = gaps(truth, guide, x, encoder_steps=3000, encoder_lr=3e-3, particles=400, samples=2000)
+        found = gaps(truth, guide, x, encoder_steps=3000, encoder_lr=3e-3, draws=400, evidence_draws=2000)
         lines.append(f"| {hidden} | {_pm(found, 'approximation')} | {_pm(found, 'amortization')} |")
     return [
         "### Encoders of one layer on a frozen decoder",

@@ -75,8 +75,8 @@ def bounds(name: str, state: dict[str, Any]) -> str:
     """The bound that the literature reports as −log p(x), and the ELBO under it."""
     model, guide = restored(state)
     x, settings = test_images(1000), state["settings"]
-    tight = iwae(model, guide, x, samples=SAMPLES)
-    loose = elbo(model, guide, x, particles=100)
+    tight = iwae(model, guide, x, draws=SAMPLES)
+    loose = elbo(model, guide, x, draws=100)
     epochs = settings["steps"] * settings["batch_size"] / 60_000
     return (
         f"| {name} | {-tight.mean:.2f} ± {tight.mean_se:.2f} | {-loose.value / len(x):.2f} ± {loose.se / len(x):.2f} "
@@ -122,8 +122,8 @@ def gap_table(model: VAE, guide: Amortized, *, encoder_steps: int) -> list[str]:
             encoder_steps=encoder_steps,
             batch_size=100,
             ascent=Ascent(steps=6000, lr=0.01),
-            particles=2000,
-            samples=SAMPLES,
+            draws=2000,
+            evidence_draws=SAMPLES,
         )
         lines.append(_row(f"{name} ({time.perf_counter() - begin:.0f} s)", found))
     return [

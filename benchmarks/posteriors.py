@@ -137,7 +137,7 @@ class Standardised(Model):
         with pyro.validation_enabled(False):
             flat_density = torch.func.vmap(self.joint[0].at)(u.reshape(-1, u.shape[-1]))
         density = flat_density.reshape(u.shape[:-1]) + self.scale.diagonal().log().sum() - self.wide().log_prob(h)
-        # The plate keeps its dimension free of particles, for the plates of the model inside.
+        # The plate keeps its dimension free of draws, for the plates of the model inside.
         with pyro.plate("data", 1, dim=-1):
             pyro.factor("x", density)
         return density
@@ -203,7 +203,7 @@ def _doubled(model: Model, factory: Callable[[Model], Guide], x: torch.Tensor, l
         engine = Graph if steps > STEPS else Eager
         done = fit(model, guide, x, steps=steps, lr=lr, objective=TraceELBO(PARTICLES), engine=engine, seed=seed + total)
         total += steps
-        now = elbo(model, guide, x, particles=4000, seed=seed).value
+        now = elbo(model, guide, x, draws=4000, seed=seed).value
         gain, before, steps = now - before, now, total
     return Trained(done, total, gain, lr, time.perf_counter() - begin)
 
@@ -280,10 +280,10 @@ def schools_table(rows: list[Row]) -> list[str]:
         if not isinstance(guide, Global):
             continue
         cells = [f"{row.posterior.split('_')[-1]}, {row.guide}"]
-        cells.append(f"{elbo(model, guide, x, particles=20_000, seed=SEED).value:.3f}")
+        cells.append(f"{elbo(model, guide, x, draws=20_000, seed=SEED).value:.3f}")
         for proposal in (guide, Defensive(guide)):
-            one = iwae(model, proposal, x, samples=100_000, seed=SEED)
-            many = [iwae(model, proposal, x, samples=10_000, seed=seed) for seed in range(1, 41)]
+            one = iwae(model, proposal, x, draws=100_000, seed=SEED)
+            many = [iwae(model, proposal, x, draws=10_000, seed=seed) for seed in range(1, 41)]
             z = torch.stack([(each.value - SCHOOLS) / each.se for each in many])
             cells.append(f"{float(one.value):.4f} ± {float(one.se):.4f}, k̂ {float(one.khat):.2f}")
             cells.append(f"{float(z.mean()):+.2f} ± {float(z.std()):.2f}, at most {float(z.abs().max()):.1f}")

@@ -80,7 +80,7 @@ def best(problem):
         with isolated(100):
             guide = factory(model)
         fit(model, guide, x, steps=15000, lr=0.003, seed=100, engine=CompiledLoop)
-        return elbo(model, guide, x, particles=400, seed=1).value / len(x)
+        return elbo(model, guide, x, draws=400, seed=1).value / len(x)
     guide = factory(model)
     if hasattr(model, "posterior"):
         guide.setup(x)
@@ -105,7 +105,7 @@ def run(problem, seed):
     done = fit(model, guide, x, seed=seed)
     with torch.no_grad():
         if problem == "digits_vae":
-            distance = best(problem) - elbo(model, guide, x, particles=400, seed=1).value / len(x)
+            distance = best(problem) - elbo(model, guide, x, draws=400, seed=1).value / len(x)
         else:
             mean, covariance = moments(guide.q(x))
             distance = float(kl(torch.distributions.MultivariateNormal(mean, covariance), best(problem)).sum())

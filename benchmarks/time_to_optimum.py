@@ -232,7 +232,7 @@ def defaulted(problem: Problem, seed: int) -> Time:
     """fit(model, guide, x), with nothing chosen, to its own end; the gradients of rates that were tried or given up count."""
     guide = problem.factory(problem.model)
     guide.setup(problem.x)
-    draws = lowest_variance_objective(guide, Batch((problem.x,), {})).num_particles
+    draws = lowest_variance_objective(guide, Batch((problem.x,), {})).draws
     taken = 0
 
     class Counting(Auto):

@@ -12,7 +12,7 @@ guide = Local(model, MeanField())  # q(h_i) = N(loc_i, diag scale_i²), one λ_i
 done = fit(model, guide, x, steps=1000, lr=0.03)
 
 truth = model.log_evidence(x).sum()  # log p(x), exact
-bound = elbo(model, guide, x, particles=1000)  # an estimate with its standard error
+bound = elbo(model, guide, x, draws=1000)  # an estimate with its standard error
 print(f"log p(x) = {truth:.2f} = ELBO {bound.value:.2f} ± {bound.se:.2f} + KL {truth - bound.value:.2f}")
 print(f"the same ELBO in closed form: {analytic_elbo(model, guide.q(x), x).sum():.2f}")
 

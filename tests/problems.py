@@ -74,7 +74,7 @@ def latent_dim(model, x):
 def build(model, source, family_class, x):
     """The guide, with a linear encoder if it has one."""
     family = family_class.demo(latent_dim(model, x))
-    options = {"steps": 1, "particles": 2} if issubclass(source, SemiAmortized) else {}
+    options = {"steps": 1, "draws": 2} if issubclass(source, SemiAmortized) else {}
     guide = source(model, family, Linear(), **options) if issubclass(source, Amortized) else source(model, family)
     guide.setup(x)
     return guide

@@ -65,7 +65,7 @@ class TestCompare:
 
     def test_without_axes_there_are_no_columns(self):
         model, x = demo(LinearRegression)
-        table = compare(model, GUIDES, x, steps=3, seeds=1, particles=5).to_frame()
+        table = compare(model, GUIDES, x, steps=3, seeds=1, draws=5).to_frame()
         assert not {"objective", "optimiser"} & set(table.columns)
 
     @pytest.mark.slow
@@ -137,7 +137,7 @@ class TestCommandLine:
         text = run(
             "compare", "--model", "LinearRegression", "--guides", "Global(MeanField)", "--objectives",
             "TraceELBO, StickingTheLanding(2)", "--optimisers", "Adam, SGD(momentum=0.5)", "--steps", 5, "--lr", 0.001,
-            "--seeds", 1, "--particles", 10, "--jobs", 1, "--restarts", 1, "--start", "FromPrior", "--out", tmp_path,
+            "--seeds", 1, "--draws", 10, "--jobs", 1, "--restarts", 1, "--start", "FromPrior", "--out", tmp_path,
         )  # fmt: skip
         table = pd.read_csv(tmp_path / "LinearRegression" / "table.csv")
         assert list(table.objective[1:5]) == ["TraceELBO", "TraceELBO", "StickingTheLanding(2)", "StickingTheLanding(2)"]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from inference.cli import app
 
-QUICK = ["--steps", "5", "--seeds", "1", "--particles", "10", "--jobs", "1"]
+QUICK = ["--steps", "5", "--seeds", "1", "--draws", "10", "--jobs", "1"]
 
 
 def run(*arguments, code=0):

@@ -24,7 +24,7 @@ def run(*arguments, code=0):
 
 
 def test_fit_writes_weights_and_pictures(tmp_path):
-    text = run("fit", *DIGITS, "--model", "VAE(latents=2)", "--particles", "10", "--out", tmp_path / "out")
+    text = run("fit", *DIGITS, "--model", "VAE(latents=2)", "--draws", "10", "--out", tmp_path / "out")
     for word in ("elbo", "reconstruction", "complexity", "VAE(latents=2) on digits(binarised=True)"):
         assert word in " ".join(text.split())
     folder = tmp_path / "out"
@@ -47,7 +47,7 @@ def test_fit_shows_the_exact_evidence_where_there_is_one(tmp_path):
 def test_the_same_command_gives_the_same_numbers(tmp_path):
     tables = []
     for name in ("a", "b"):
-        run("fit", *DIGITS, "--particles", "5", "--out", tmp_path / name)
+        run("fit", *DIGITS, "--draws", "5", "--out", tmp_path / name)
         tables.append(pd.read_csv(tmp_path / name / "nelbo.csv").nelbo.to_numpy())
     np.testing.assert_array_equal(*tables)
 
@@ -55,10 +55,10 @@ def test_the_same_command_gives_the_same_numbers(tmp_path):
 @pytest.mark.parametrize("guide", ["Amortized(MeanField, MLP)", "Local(FullRank)", "AutoNormal"])
 def test_evidence(guide):
     text = run(
-        "evidence", "--model", "FactorAnalysis", "--guide", guide, "--steps", "10", "--samples", "50", "--rows", "20",
+        "evidence", "--model", "FactorAnalysis", "--guide", guide, "--steps", "10", "--draws", "50", "--rows", "20",
         "--temperatures", 0 if guide == "AutoNormal" else 3,
     )  # fmt: skip
-    assert "IWAE, 50 samples" in text
+    assert "IWAE, 50 draws" in text
     assert ("AIS, 3 temperatures" in text) == (guide != "AutoNormal")
     assert "exact" in text
 
@@ -67,7 +67,7 @@ def test_gaps_has_a_row_for_each_guide(tmp_path):
     out = tmp_path / "out"
     run(
         "gaps", *DIGITS, "--guides", "Local(MeanField), Amortized(Flow, MLP), SemiAmortized(MeanField, Linear, steps=2)",
-        "--rows", "15", "--ascent-steps", "5", "--particles", "10", "--samples", "20", "--out", out,
+        "--rows", "15", "--ascent-steps", "5", "--draws", "10", "--evidence-draws", "20", "--out", out,
     )  # fmt: skip
     table = pd.read_csv(out / "gaps.csv")
     assert list(table.guide) == ["Local(MeanField)", "Amortized(Flow, MLP)", "SemiAmortized(MeanField, Linear, steps=2)"]

@@ -89,7 +89,7 @@ def test_without_truth():
         h = pyro.sample("h", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(h.exp(), 1.0).expand(x.shape).to_event(1), obs=x)
 
-    result = compare(model, {"AutoNormal": AutoNormal}, torch.ones(4), steps=20, seeds=1, particles=10)
+    result = compare(model, {"AutoNormal": AutoNormal}, torch.ones(4), steps=20, seeds=1, draws=10)
     table = result.to_frame()
     assert list(table.guide) == ["prior", "AutoNormal"]
     assert table.evidence.isna().all()
@@ -131,7 +131,7 @@ class TestFiles:
 
     def test_every_guide_has_a_file(self, tmp_path):
         model, x = demo(LinearRegression)
-        result = compare(model, dict.fromkeys(["a b", "a-b", "λ"], AutoNormal), x, steps=3, seeds=1, particles=5)
+        result = compare(model, dict.fromkeys(["a b", "a-b", "λ"], AutoNormal), x, steps=3, seeds=1, draws=5)
         save_comparison(result, x, tmp_path / "out", draws=3)
         assert {path.name for path in (tmp_path / "out").glob("*.nc")} == {"a-b.nc", "a-b-2.nc", "guide.nc"}
 
@@ -157,8 +157,8 @@ def test_bad_input(changes, message):
         compare(model, GUIDES, x, **changes)
     with pytest.raises(ValueError, match="no guides"):
         compare(model, {}, x)
-    with pytest.raises(ValueError, match="particles must be at least 2"):
-        compare(model, GUIDES, x, particles=1)
+    with pytest.raises(ValueError, match="draws must be at least 2"):
+        compare(model, GUIDES, x, draws=1)
     with pytest.raises(ValueError, match="stands twice"):
         compare(model, GUIDES, x, seeds=[1, 1])
     with pytest.raises(ValueError, match="name of a reference row"):
@@ -173,18 +173,18 @@ def test_a_failed_fit_is_reported_from_a_worker():
 
 def test_data_may_be_a_tuple():
     model, x = demo(LinearRegression)
-    assert len(compare(model, {"AutoNormal": AutoNormal}, (x,), steps=3, seeds=1, particles=5).runs) == 3
+    assert len(compare(model, {"AutoNormal": AutoNormal}, (x,), steps=3, seeds=1, draws=5).runs) == 3
 
 
 def test_the_best_of_a_global_low_rank_is_unknown_for_local_latents():
     model, x = demo(FactorAnalysis)
-    result = compare(model, {"g": lambda m: Global(m, LowRank(1))}, x, steps=3, seeds=1, particles=5)
+    result = compare(model, {"g": lambda m: Global(m, LowRank(1))}, x, steps=3, seeds=1, draws=5)
     assert result.to_frame().set_index("guide").best_gap.isna()["g"]
 
 
 def test_a_point_mass_has_a_row_and_no_curve():
     model, x = demo(LinearRegression)
-    result = compare(model, {"map": lambda m: Global(m, Delta()), "AutoNormal": AutoNormal}, x, steps=3, seeds=1, particles=5)
+    result = compare(model, {"map": lambda m: Global(m, Delta()), "AutoNormal": AutoNormal}, x, steps=3, seeds=1, draws=5)
     assert result.to_frame().set_index("guide").gap["map"] == math.inf
     assert [axis.get_title().split("\n")[0] for axis in result.plot().axes] == ["AutoNormal"]
 
@@ -197,7 +197,7 @@ def test_local_sources_share_one_optimum():
         x,
         steps=10,
         seeds=1,
-        particles=10,
+        draws=10,
     )
     best = result.to_frame().set_index("guide").best_gap
     assert best["local"] == best["amortized"] > 0.1

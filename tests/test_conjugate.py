@@ -52,7 +52,7 @@ def test_two_routes_to_the_elbo_agree(cls):
 @pytest.mark.parametrize("cls", CONJUGATE)
 def test_one_draw_elbo_at_the_posterior_is_the_evidence(cls):
     model, x = cls.demo(seed=2)
-    estimate = elbo(model, Posterior(model), x, particles=10)
+    estimate = elbo(model, Posterior(model), x, draws=10)
     assert estimate.value == pytest.approx(float(model.log_evidence(x).sum()), abs=1e-9)
     assert estimate.se < 1e-9
 

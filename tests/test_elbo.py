@@ -21,7 +21,7 @@ from pyro.infer.autoguide import (
 
 from guides import Delta, Global, Local, MeanField, Posterior, Prior
 from inference import analytic_elbo, elbo, fit
-from inference.programs.draws import draws
+from inference.programs.draws import draw_chunks
 from inference.programs.isolation import isolated
 from models import GaussianMean, LocalGaussian, LocalModel
 
@@ -32,7 +32,7 @@ def test_agrees_with_the_closed_form(model_class, source, family):
     guide = build(model, source, family, x)
     shake(guide, 0.1, seed=1)
     q = guide.q(x)
-    found = elbo(model, guide, x, particles=400)
+    found = elbo(model, guide, x, draws=400)
     exact = analytic_elbo(model, q, x).sum().item()
     assert abs(found.value - exact) < 5 * found.se
     assert abs(found.value - exact - 0.1 * abs(exact)) > 5 * found.se
@@ -53,13 +53,13 @@ def test_agrees_with_the_closed_form(model_class, source, family):
     "guide_class", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDelta, Prior]
 )
 def test_vectorised_draws_agree_with_single_ones(model_class, guide_class):
-    """Draws with an outer plate of particles against one call for each, for all that is called vectorised."""
+    """Draws with an outer plate of draws against one call for each, for all that is called vectorised."""
     model, x = demo(model_class)
     guide = guide_class(model)
     with isolated(0):
         guide(x)
-        chunks = list(draws(model, guide, (x,), particles=60))
-        single = list(draws(model.__call__, guide, (x,), particles=60))
+        chunks = list(draw_chunks(model, guide, (x,), draws=60))
+        single = list(draw_chunks(model.__call__, guide, (x,), draws=60))
     assert len(single) == 60
     for density in ("log_likelihood", "log_prior", "log_q"):
         many = torch.cat([getattr(c.total, density) for c in chunks])
@@ -86,9 +86,9 @@ def test_prior_and_posterior_are_floor_and_ceiling(model_class):
 def test_chunks_make_no_difference(monkeypatch):
     model, x = demo(LocalGaussian)
     guide = build(model, Local, MeanField, x)
-    whole = elbo(model, guide, x, particles=50)
+    whole = elbo(model, guide, x, draws=50)
     monkeypatch.setattr("inference.programs.draws.LIMIT", 7 * x.numel())
-    parts = elbo(model, guide, x, particles=50)
+    parts = elbo(model, guide, x, draws=50)
     assert abs(whole.value - parts.value) < 5 * (whole.se**2 + parts.se**2) ** 0.5
     assert abs(parts.se / whole.se - 1) < 0.5
 
@@ -112,18 +112,18 @@ class TestPointMass:
     @pytest.mark.parametrize("which", [GaussianMean, LocalGaussian, "plain"])
     def test_has_no_elbo(self, make, which):
         model, x = (two_latents, torch.randn(4)) if which == "plain" else demo(which)
-        found = elbo(model, make(model), x, particles=5)
+        found = elbo(model, make(model), x, draws=5)
         assert found.value == -float("inf")
         assert found.se == 0.0
         assert found.total.reconstruction.isfinite()
 
     def test_in_one_of_two_latents(self):
-        assert elbo(two_latents, half_a_point(two_latents), torch.randn(4), particles=5).value == -float("inf")
+        assert elbo(two_latents, half_a_point(two_latents), torch.randn(4), draws=5).value == -float("inf")
 
     def test_in_several_chunks(self, monkeypatch):
         model, x = demo(LocalGaussian)
         monkeypatch.setattr("inference.programs.draws.LIMIT", 7 * x.numel())
-        found = elbo(model, Local(model, Delta()), x, particles=40)
+        found = elbo(model, Local(model, Delta()), x, draws=40)
         assert (found.value, found.se) == (-float("inf"), 0.0)
 
     def test_is_not_seen_where_there_is_none(self):
@@ -179,10 +179,10 @@ def test_seeds():
 def test_bad_input():
     model, x = demo(GaussianMean)
     guide = Global(model, MeanField())
-    with pytest.raises(ValueError, match="particles must be at least 2, but is 0"):
-        elbo(model, guide, x, particles=0)
+    with pytest.raises(ValueError, match="draws must be at least 2, but is 0"):
+        elbo(model, guide, x, draws=0)
     with pytest.raises(ValueError, match="at least 2, but is 1"):
-        elbo(model, guide, x, particles=1)
+        elbo(model, guide, x, draws=1)
     with pytest.raises(ValueError, match="row 3"):
         elbo(model, guide, x.index_fill(0, torch.tensor(3), float("nan")))
 
@@ -194,6 +194,6 @@ def test_plain_models_with_other_plates():
             pyro.sample("x", dist.Normal(h, 1.0), obs=x)
 
     x = torch.zeros(3, 2)
-    found = elbo(model, Prior(model), x, particles=2000)
+    found = elbo(model, Prior(model), x, draws=2000)
     exact = 6 * (-0.5 * torch.log(torch.tensor(2 * torch.pi)) - 0.5)
     assert abs(found.value - exact) < 5 * found.se

@@ -15,7 +15,7 @@ from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
 from inference.evidence import psis
 from inference.evidence.estimate import LogMean
 from inference.objectives import TraceELBO
-from inference.programs.draws import draws
+from inference.programs.draws import draw_chunks
 from inference.programs.isolation import isolated
 from models import BinaryVAE, EightSchools, FactorAnalysis, GaussianMean, LocalModel, ProbabilisticPCA, StateSpace
 from models.posteriordb import KidScore
@@ -54,14 +54,14 @@ class TestIwae:
         model, x = demo(model_class)
         exact = model.log_evidence(x).detach()
         found = iwae(model, proposal(model, x), x)
-        assert found.samples == 5000
+        assert found.draws == 5000
         assert (found.ess > 50).all()
         assert ((found.value - exact).abs() < 5 * found.se).all()
         assert ((found.value - exact - 0.5).abs() > 5 * found.se).all()
 
     def test_is_exact_at_the_posterior(self, model_class):
         model, x = demo(model_class)
-        found = iwae(model, Posterior(model), x, samples=3)
+        found = iwae(model, Posterior(model), x, draws=3)
         torch.testing.assert_close(found.value, model.log_evidence(x).detach(), atol=1e-10, rtol=0.0)
         assert (found.se < 1e-6).all()
 
@@ -69,10 +69,10 @@ class TestIwae:
 def test_iwae_with_one_sample_is_the_elbo_and_rises_with_more():
     model, x = demo(FactorAnalysis)
     guide = build(model, Amortized, MeanField, x)
-    loose = elbo(model, guide, x, particles=4000)
+    loose = elbo(model, guide, x, draws=4000)
     means, errors = [], []
     for k in (1, 4, 32):
-        estimates = torch.tensor([iwae(model, guide, x, samples=k, seed=seed).mean for seed in range(40)])
+        estimates = torch.tensor([iwae(model, guide, x, draws=k, seed=seed).mean for seed in range(40)])
         means.append(float(estimates.mean()))
         errors.append(float(estimates.std()) / 40**0.5)
     assert abs(means[0] - loose.value / len(x)) < 5 * (errors[0] ** 2 + (loose.se / len(x)) ** 2) ** 0.5
@@ -83,7 +83,7 @@ def test_iwae_with_one_sample_is_the_elbo_and_rises_with_more():
 
 def test_iwae_of_a_global_latent_is_one_number():
     model, x = demo(GaussianMean)
-    found = iwae(model, Posterior(model), x, samples=10)
+    found = iwae(model, Posterior(model), x, draws=10)
     assert found.value.shape == ()
     torch.testing.assert_close(found.value, model.log_evidence(x), atol=1e-9, rtol=0.0)
 
@@ -92,7 +92,7 @@ def test_blocks_of_data_join_up():
     """More data than one block holds: each datum's bound is about its own datum."""
     model, _ = demo(FactorAnalysis)
     x = model.simulate(230, seed=5)[1]
-    found = iwae(model, wide_of(model, x), x, samples=2000)
+    found = iwae(model, wide_of(model, x), x, draws=2000)
     assert found.value.shape == (230,)
     assert ((found.value - model.log_evidence(x)).abs() < 5 * found.se).all()
 
@@ -131,8 +131,8 @@ def schools():
     return model, guide, x
 
 
-def z_scores(model, guide, x, truth, *, repeats=40, samples=5000):
-    found = [iwae(model, guide, x, samples=samples, seed=seed) for seed in range(repeats)]
+def z_scores(model, guide, x, truth, *, repeats=40, draws=5000):
+    found = [iwae(model, guide, x, draws=draws, seed=seed) for seed in range(repeats)]
     return torch.stack([(f.value - truth) / f.se for f in found]), torch.stack([f.khat for f in found])
 
 
@@ -161,15 +161,15 @@ class TestDefensive:
         guide.setup(x)
         exact = model.log_evidence(x)
         for share in (0.2, 0.8):
-            found = iwae(model, Defensive(guide, share=share), x, samples=20_000)
+            found = iwae(model, Defensive(guide, share=share), x, draws=20_000)
             assert abs(found.value - exact) < 5 * found.se
             assert found.se < 0.1
-        assert iwae(model, guide, x, samples=20_000).value < exact - 1.0
+        assert iwae(model, guide, x, draws=20_000).value < exact - 1.0
 
     def test_weights_are_bounded_by_the_likelihood(self, schools):
         model, guide, x = schools
         with isolated(0):
-            (chunk,) = draws(model, Defensive(guide, share=0.3), (x,), particles=5000)
+            (chunk,) = draw_chunks(model, Defensive(guide, share=0.3), (x,), draws=5000)
         weights = chunk.log_likelihood + chunk.log_prior - chunk.log_q
         assert (weights <= chunk.log_likelihood - log(0.3) + 1e-9).all()
 
@@ -239,7 +239,7 @@ def test_ais_improves_on_a_bad_guide():
     model, x = demo(ProbabilisticPCA)
     exact = float(model.log_evidence(x).mean())
     annealed = ais(model, Prior(model), x, **QUICK)
-    plain = iwae(model, Prior(model), x, samples=QUICK["chains"])
+    plain = iwae(model, Prior(model), x, draws=QUICK["chains"])
     assert abs(exact - annealed.mean) < 0.5 * (exact - plain.mean)
 
 
@@ -269,7 +269,7 @@ class TestBadInput:
 
     def test_a_point_mass_has_no_weights(self):
         with pytest.raises(ValueError, match="point mass"):
-            iwae(self.model, Local(self.model, Delta()), self.x, samples=3)
+            iwae(self.model, Local(self.model, Delta()), self.x, draws=3)
 
     def test_discrete_latents_have_no_gradient(self):
         model, x = BinaryVAE.demo()
@@ -286,7 +286,7 @@ class TestBadInput:
 def test_nothing_is_changed(model_class):
     model, x = demo(model_class)
     before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
-    iwae(model, Prior(model), x, samples=5)
+    iwae(model, Prior(model), x, draws=5)
     if not is_discrete(model_class):
         ais(model, Prior(model), x, temperatures=2, chains=2)
     assert torch.equal(before[0], torch.get_rng_state())
@@ -299,5 +299,5 @@ def test_bounds_of_a_fitted_encoder_on_unseen_data():
     fit(model, guide, x, steps=300, lr=0.03)
     shake(guide, 0.01, seed=0)
     unseen = model.simulate(50, seed=8)[1]
-    found = iwae(model, guide, unseen, samples=3000)
+    found = iwae(model, guide, unseen, draws=3000)
     assert ((found.value - model.log_evidence(unseen)).abs() < 5 * found.se).all()

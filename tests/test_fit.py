@@ -50,7 +50,7 @@ class TestConvergence:
         best = best_elbo(model, guide.family, x).sum()
         assert best - analytic_elbo(model, guide.q(x), x).sum() > TOLERANCE * len(x)
         done = fit(model, guide, x, steps=1500, lr=0.03)
-        reached = elbo(model, done.guide, x, particles=1000)
+        reached = elbo(model, done.guide, x, draws=1000)
         assert best - reached.value < TOLERANCE * len(x) + 5 * reached.se
         assert best - reached.value > -5 * reached.se
         assert best - analytic_elbo(model, guide.q(x), x).sum() < TOLERANCE * len(x)
@@ -123,7 +123,7 @@ def test_what_is_frozen_stays_as_it_is(model_class):
     guide = build(model, Local if issubclass(model_class, LocalModel) else Global, MeanField, x)
     start = torch.cat([p.detach().flatten() for p in guide.parameters()])
     fit(model, guide, x, steps=3)
-    elbo(model, guide, x, particles=2)
+    elbo(model, guide, x, draws=2)
     for name, value in model.named_parameters():
         assert not value.requires_grad
         assert torch.equal(value, before[name])
@@ -636,7 +636,7 @@ def test_global_guide_over_a_local_model():
     model, x = demo(LocalGaussian)
     x = x[:5]
     done = fit(model, Global(model, MeanField()), x, steps=1500, lr=0.03)
-    reached = elbo(model, done.guide, x, particles=1000)
+    reached = elbo(model, done.guide, x, draws=1000)
     assert abs(model.log_evidence(x).sum() - reached.value) < TOLERANCE * len(x) + 5 * reached.se
     guide = Global(model, MeanField())
     with pytest.raises(ValueError, match="latents inside the plate 'data'.*Local"):

@@ -253,7 +253,7 @@ class TestFailures:
 def test_compare_gives_what_single_seeds_give():
     model, x = demo(LinearRegression)
     guides_ = {"full rank": GUIDES["Global-FullRank"][1]}
-    how = {"steps": 60, "lr": 0.05, "engine": Graph, "particles": 50}
+    how = {"steps": 60, "lr": 0.05, "engine": Graph, "draws": 50}
     joint = compare(model, guides_, x, seeds=[5, 2], **how)
     single = [compare(model, guides_, x, seeds=[s], **how) for s in (5, 2)]
     ours = [run.elbo for run in joint.runs if run.fit]

@@ -13,7 +13,7 @@ from models import VAE, BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussi
 pytestmark = pytest.mark.slow
 
 QUICK = Ascent(steps=600, lr=0.05, window=50, patience=3)
-FAST = {"ascent": QUICK, "particles": 400, "samples": 500}
+FAST = {"ascent": QUICK, "draws": 400, "evidence_draws": 500}
 
 
 def total_error(found):
@@ -28,7 +28,7 @@ def test_the_parts_add_up_exactly(source, family):
     model, x = demo(model_class)
     guide = build(model, source, family, x)
     shake(guide, 0.1, seed=0)
-    found = gaps(model, guide, x, ascent=Ascent(steps=30), particles=20, samples=20, encoder_steps=5)
+    found = gaps(model, guide, x, ascent=Ascent(steps=30), draws=20, evidence_draws=20, encoder_steps=5)
     assert total_error(found) < 1e-8
     assert found.evidence_by == "exact"
     for part in (found.evidence, found.elbo, *found.parts.values()):
@@ -39,9 +39,9 @@ def test_the_parts_add_up_exactly(source, family):
 def test_the_identity_holds_without_exact_evidence():
     model, x = demo(VAE)
     guide = build(model, Amortized, MeanField, x)
-    found = gaps(model, guide, x, ascent=Ascent(steps=30), particles=20, samples=50, temperatures=3)
+    found = gaps(model, guide, x, ascent=Ascent(steps=30), draws=20, evidence_draws=50, temperatures=3)
     assert total_error(found) < 1e-8
-    assert found.evidence_by in {"IWAE, 50 samples", "AIS, 3 temperatures"}
+    assert found.evidence_by in {"IWAE, 50 draws", "AIS, 3 temperatures"}
 
 
 class TestAgainstClosedForms:
@@ -100,7 +100,7 @@ def test_a_failed_inner_optimisation_is_reported_not_clipped():
     model, x = demo(LocalGaussian)
     guide = Local(model, MeanField())
     fit(model, guide, x, steps=800, lr=0.05)
-    found = gaps(model, guide, x, ascent=Ascent(steps=40, lr=5.0), particles=400)
+    found = gaps(model, guide, x, ascent=Ascent(steps=40, lr=5.0), draws=400)
     assert found.optimisation.mean < 0
     assert set(found.failed) == {"optimisation"}
     assert total_error(found) < 1e-8
@@ -112,7 +112,7 @@ def test_gaps_changes_nothing():
     guide = build(model, Amortized, MeanField, x)
     state = {k: v.clone() for k, v in (*model.state_dict().items(), *guide.state_dict().items())}
     random = torch.get_rng_state()
-    gaps(model, guide, x, ascent=Ascent(steps=5), particles=5, samples=5, encoder_steps=3)
+    gaps(model, guide, x, ascent=Ascent(steps=5), draws=5, evidence_draws=5, encoder_steps=3)
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(state[k], v) for k, v in (*model.state_dict().items(), *guide.state_dict().items()))
 
@@ -130,7 +130,7 @@ def test_a_narrow_encoder_has_the_larger_amortization_gap():
     for hidden in (1, 200):
         guide = Amortized(truth, MeanField(scale=0.7), MLP((hidden,)))
         guide.setup(x)
-        found[hidden] = gaps(truth, guide, x, encoder_steps=3000, encoder_lr=3e-3, particles=400, samples=2000)
+        found[hidden] = gaps(truth, guide, x, encoder_steps=3000, encoder_lr=3e-3, draws=400, evidence_draws=2000)
     narrow, wide = found[1], found[200]
     error = (narrow.amortization.mean_se**2 + wide.amortization.mean_se**2) ** 0.5
     assert narrow.amortization.mean - wide.amortization.mean > 5 * error
@@ -141,7 +141,7 @@ def test_a_narrow_encoder_has_the_larger_amortization_gap():
 class TestReport:
     def test_table_and_picture(self, tmp_path):
         model, x = demo(LocalGaussian)
-        found = gaps(model, build(model, Amortized, MeanField, x), x, ascent=Ascent(steps=20), particles=50)
+        found = gaps(model, build(model, Amortized, MeanField, x), x, ascent=Ascent(steps=20), draws=50)
         frame = found.to_frame().set_index("quantity")
         assert list(frame.index) == ["evidence", "elbo", "approximation", "amortization", "optimisation"]
         parts = frame.loc[["elbo", "approximation", "amortization", "optimisation"], "mean"].sum()
@@ -201,7 +201,7 @@ class TestSemiAmortized:
         fit(model, plain, x, steps=40, lr=0.02)
         refined = SemiAmortized(model, MeanField(), plain.encoder, steps=20)
         refined.setup(x)
-        values = [elbo(model, guide, x, particles=500) for guide in (plain, refined)]
+        values = [elbo(model, guide, x, draws=500) for guide in (plain, refined)]
         assert values[1].value - values[0].value > 5 * (values[0].se ** 2 + values[1].se ** 2) ** 0.5
 
     def test_a_good_encoder_is_overfitted_by_few_draws_and_not_by_the_default(self):
@@ -209,8 +209,8 @@ class TestSemiAmortized:
         model, _ = VAE.from_dataset(datasets.Dataset("digits", x))
         plain = Amortized(model, MeanField(), MLP((32,)))
         fit(model, plain, x, steps=500, lr=0.02)
-        few, default = (SemiAmortized(model, MeanField(), plain.encoder, **o) for o in ({"particles": 2}, {}))
-        values = [elbo(model, guide, x, particles=200) for guide in (plain, few, default)]
+        few, default = (SemiAmortized(model, MeanField(), plain.encoder, **o) for o in ({"draws": 2}, {}))
+        values = [elbo(model, guide, x, draws=200) for guide in (plain, few, default)]
         error = 5 * max(value.se for value in values) * 2**0.5
         assert values[1].value < values[0].value - error
         assert values[2].value > values[0].value + error
@@ -252,10 +252,10 @@ class TestSemiAmortized:
     ("make", "message"),
     [
         (lambda m: SemiAmortized(m, MeanField(), steps=0), "steps must be at least 1, but is 0: without steps, use Amortized"),
-        (lambda m: SemiAmortized(m, MeanField(), lr=0.0), "lr and particles must be positive"),
+        (lambda m: SemiAmortized(m, MeanField(), lr=0.0), "lr and draws must be positive"),
         (lambda m: SemiAmortized(m, Bernoulli()), "no gradient with respect to its draws"),
         (lambda m: Flow(0), "layers and hidden must be at least 1"),
-        (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), particles=1), "particles must be at least 2"),
+        (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), draws=1), "draws must be at least 2"),
         (
             lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), encoder_steps=-1),
             "encoder_steps must be at least 0",

@@ -265,7 +265,7 @@ class TestManySites:
         x = torch.zeros(4)
         guide.setup(x)
         one = poutine.trace(guide).get_trace(x).nodes
-        with pyro.plate("particles", 5, dim=-2):
+        with pyro.plate("draws", 5, dim=-2):
             many = poutine.trace(guide).get_trace(x).nodes
         assert one["loc"]["value"].shape == (2,)
         assert many["loc"]["value"].shape == (5, 2)

@@ -7,7 +7,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from guides import MLP, Amortized, FullRank, Global, Local, MeanField, Structured
 from inference import elbo, fit
-from inference.programs.draws import draws
+from inference.programs.draws import draw_chunks
 from inference.programs.isolation import isolated
 from models import EightSchools, LocalGaussian, NormalGamma, Radon
 
@@ -49,7 +49,7 @@ def test_draws_all_latents_and_batched_draws_agree_with_single_ones(name, center
     assert {n: tuple(v.shape) for n, v in drawn.items()} == {"mu": (), "tau": (), local: (8,)}
     assert drawn["tau"] > 0
     with isolated(0):
-        chunk = next(iter(draws(model, guide, (x,), particles=5)))
+        chunk = next(iter(draw_chunks(model, guide, (x,), draws=5)))
         for k in range(5):
             h = {site: value[k] for site, value in chunk.h.items()}
             log_p = poutine.trace(poutine.condition(model, h)).get_trace(x).log_prob_sum()
@@ -65,7 +65,7 @@ def test_density_is_normalised_through_the_bijection(name):
     guide = built(name, model, x)
     fit(model, guide, x, steps=300, lr=0.05)
     with isolated(1):
-        chunk = next(iter(draws(model, guide, (x,), particles=20_000))).total
+        chunk = next(iter(draw_chunks(model, guide, (x,), draws=20_000))).total
     log_weight = chunk.log_likelihood + chunk.log_prior - chunk.log_q
     weight = (log_weight - model.log_evidence(x)).exp()
     assert abs(weight.mean() - 1) < 5 * weight.std() / len(weight) ** 0.5
@@ -101,9 +101,9 @@ def test_minibatches_average_to_the_whole(name):
 def test_minibatch_fits_run(name):
     model, x = schools(centered=False)
     guide = built(name, model, x)
-    start = elbo(model, guide, x, particles=500)
+    start = elbo(model, guide, x, draws=500)
     done = fit(model, guide, x, steps=200, lr=0.03, batch_size=4)
-    reached = elbo(model, done.guide, x, particles=500)
+    reached = elbo(model, done.guide, x, draws=500)
     assert reached.value > start.value + 5 * (start.se + reached.se)
 
 
@@ -115,7 +115,7 @@ def test_learned_dependence_is_worth_what_independence_costs():
     for name in ("local", "structured"):
         guide = built(name, model, x)
         fit(model, guide, x, steps=2500, lr=0.03, seed=2)
-        reached[name] = elbo(model, guide, x, particles=4000)
+        reached[name] = elbo(model, guide, x, draws=4000)
     assert reached["structured"].value - reached["local"].value > 0.2 + 5 * reached["local"].se
     assert reached["structured"].value < float(model.log_evidence(x)) + 5 * reached["structured"].se
 

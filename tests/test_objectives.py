@@ -264,7 +264,7 @@ class TestBounds:
     def test_per_datum(self, cls, looped):
         """`looped` hides what the pair is, so that each draw is a run of its own."""
         model, guide, x, log_p = self.local_problem()
-        objective = cls(k=2)
+        objective = cls(draws=2)
         parameters = [*model.parameters(), *guide.parameters()]
         q = dist.Normal(guide.q(x).mean.squeeze(-1), guide.q(x).stddev.squeeze(-1))
         value, surrogate = expected(objective, log_p, q)
@@ -280,7 +280,7 @@ class TestBounds:
         q = dist.Normal(guide.q(x).mean.squeeze(-1), guide.q(x).stddev.squeeze(-1))
         parameters = [*model.parameters(), *guide.parameters()]
         rows = dist.Normal(q.mean[index], q.stddev[index])
-        objective = cls(k=2)
+        objective = cls(draws=2)
 
         def of_rows(h):
             full = torch.zeros(len(h), len(x)).double()
@@ -304,7 +304,7 @@ class TestBounds:
         def log_p(h):
             return dist.Normal(h, 2.0).log_prob(x.squeeze(-1)).sum(-1, keepdim=True) + dist.Normal(0.0, 1.0).log_prob(h)
 
-        objective = cls(k=2)
+        objective = cls(draws=2)
         value, surrogate = expected(objective, log_p, q)
         gradient = flat(torch.autograd.grad(surrogate, parameters))
         assert_unbiased(sample(objective, model, guide, x, parameters, draws=400), value, gradient)
@@ -492,7 +492,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("cls", OBJECTIVES)
     def test_number_of_draws(self, cls):
-        name = next(f.name for f in dataclasses.fields(cls) if f.name in ("k", "num_particles"))
+        name = next(f.name for f in dataclasses.fields(cls) if f.name == "draws")
         with pytest.raises(ValueError, match="must be at least"):
             cls(**{name: 0})
         with pytest.raises(TypeError, match="must be an integer"):

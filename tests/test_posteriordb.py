@@ -114,7 +114,7 @@ def test_draws_of_other_dimensions_and_wrong_keys_are_refused(folder):
 def test_every_port_runs_under_particles_and_a_global_guide(name):
     model, x = ports()[name].demo(seed=1)
     done = fit(model, Global(model, FullRank()), x, steps=3)
-    assert elbo(model, done.guide, x, particles=5).total.elbo.isfinite()
+    assert elbo(model, done.guide, x, draws=5).total.elbo.isfinite()
     joint = LogJoint(model, x)
     u = 0.1 * torch.randn(4, joint.dim, dtype=torch.float64)
     assert joint(u).isfinite().all()

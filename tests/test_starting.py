@@ -27,7 +27,7 @@ STARTS = [s for s in map(starting.__dict__.get, starting.__all__) if issubclass(
 def make(cls, model, x):
     """An instance for this model."""
     guide = Local(model, FullRank()) if isinstance(model, LocalModel) else Global(model, FullRank())
-    given = {"guide": guide, "latents": FromPrior(50).draws(model, (x,))}
+    given = {"guide": guide, "latents": FromPrior(50).draw(model, (x,))}
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
     return cls(**{name: given[name] for name in required})
 
@@ -155,7 +155,7 @@ class TestFit:
         guide = Global(model, MeanField())
         guide.setup(x)
         name = guide.latents.sites[0].name
-        shape = FromInit().draws(model, (x,))[name].shape
+        shape = FromInit().draw(model, (x,))[name].shape
         before = guide.q(x).stddev
         place(guide, {name: torch.full(shape, far, dtype=x.dtype)}, (x,))
         error = before / math.sqrt(SHAPE)
@@ -182,15 +182,15 @@ class TestFit:
         with pytest.raises(ValueError, match="restarts must be at least 1"):
             fit(model, guide, x, steps=3, restarts=0)
         for start in (FromPrior, lambda count: FromGuide(guide, count)):
-            with pytest.raises(ValueError, match="count must be at least 2"):
-                start(count=1)
+            with pytest.raises(ValueError, match="draws must be at least 2"):
+                start(draws=1)
 
 
 def test_a_fit_from_the_prior_starts_wide():
     model, x = demo(GaussianMean)
     guide = Global(model, MeanField())
     fit(model, guide, x, steps=1, lr=1e-6, start=FromPrior())
-    assert elbo(model, guide, x, particles=10).value < 0
+    assert elbo(model, guide, x, draws=10).value < 0
     assert (guide.q(x).stddev > 0.5).all()
 
 
@@ -213,5 +213,5 @@ def test_pathfinder_without_a_finite_start():
 
     with pytest.raises(ValueError, match="not finite along any path: use FromInit"):
         fit(broken, Global(broken, FullRank()), torch.ones(1), steps=1, start=FromPathfinder())
-    with pytest.raises(ValueError, match="count must be at least 2"):
-        FromPathfinder(count=1)
+    with pytest.raises(ValueError, match="draws must be at least 2"):
+        FromPathfinder(draws=1)

@@ -638,7 +638,7 @@ def test_the_end_is_better_averaged():
     with torch.no_grad():
         guide.lam.copy_(last[0])
     assert average < far(model, guide, x)
-    assert elbo(model, guide, x, particles=10).value < 0
+    assert elbo(model, guide, x, draws=10).value < 0
 
 
 def test_stop_goes_through_a_pickle():

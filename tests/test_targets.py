@@ -68,7 +68,7 @@ def test_targets_are_normalised(make):
 @pytest.mark.parametrize("cls", TARGETS)
 def test_the_target_is_its_own_posterior(cls):
     model, x = cls.demo()
-    estimate = elbo(model, Posterior(model), x, particles=20)
+    estimate = elbo(model, Posterior(model), x, draws=20)
     assert estimate.value == pytest.approx(float(model.log_evidence(x)), abs=1e-9)
 
 
@@ -78,7 +78,7 @@ def test_a_gaussian_reaches_the_non_centred_funnel_and_not_the_centred_one():
         model = Funnel(4, centered=centered)
         x = torch.zeros(1)
         done = fit(model, Global(model, MeanField()), x, steps=600, lr=0.05)
-        estimate = elbo(model, done.guide, x, particles=500)
+        estimate = elbo(model, done.guide, x, draws=500)
         gaps[centered] = float(model.log_evidence(x)) - estimate.value, estimate.se
     assert abs(gaps[False][0]) < 0.01 + 5 * gaps[False][1]
     assert gaps[True][0] > 0.5 + 5 * gaps[True][1]
@@ -106,7 +106,7 @@ def test_gaussian_process_identities_and_the_sparse_bound():
 
 def test_gaussian_process_draws_with_particles():
     model, x = GaussianProcess.demo(seed=2)
-    estimate = elbo(model, Posterior(model), x, particles=7)
+    estimate = elbo(model, Posterior(model), x, draws=7)
     assert estimate.value == pytest.approx(float(model.log_evidence(x)), abs=1e-8)
 
 
@@ -148,12 +148,12 @@ def _log_joint(model, latents, x):
 def test_every_model_gives_finite_draws_under_particles(cls):
     """Prior and likelihood broadcast over an outer plate: draws made at once agree with the log joint of each."""
     from guides import Prior
-    from inference.programs.draws import draws
+    from inference.programs.draws import draw_chunks
     from inference.programs.isolation import isolated
 
     model, x = cls.demo(seed=1)
     with isolated(0):
-        chunk = next(iter(draws(model, Prior(model), (x,), particles=3))).total
+        chunk = next(iter(draw_chunks(model, Prior(model), (x,), draws=3))).total
         for k in range(3):
             latents = {site: value[k] for site, value in chunk.h.items()}
             expected = _log_joint(model, latents, x)
@@ -204,7 +204,7 @@ def test_compare_knows_evidences_that_are_not_tractable_and_leaves_out_improper_
     from inference import compare
     from models.posteriordb import KidScore
 
-    options = {"steps": 5, "seeds": 1, "particles": 50}
+    options = {"steps": 5, "seeds": 1, "draws": 50}
     model, x = EightSchools.demo()
     frame = compare(model.double(), {"s": lambda m: Structured(m, MeanField())}, x.double(), **options).to_frame()
     assert list(frame["guide"]) == ["prior", "s"]

@@ -49,7 +49,7 @@ class TestLinearVAE:
         fit(model, guide, x, steps=4000, lr=0.02, batch_size=256, objective=TraceMeanField_ELBO())
         assert 0 <= best - model.log_evidence(x).mean() < 0.05
         x = x[:200]
-        found = gaps(model, guide, x, particles=500)
+        found = gaps(model, guide, x, draws=500)
         whole = (model.log_evidence(x) - analytic_elbo(model, guide.q(x), x)).detach().mean()
         parts = sum(part.mean for part in found.parts.values())
         assert abs(parts - whole) < 3 * found.elbo.mean_se
@@ -253,7 +253,7 @@ def test_elbo_of_a_vae_has_the_closed_form_kl():
     guide.setup(x)
     q = guide.q(x).base_dist
     closed = 0.5 * (q.loc**2 + q.scale**2 - 1 - 2 * q.scale.log()).sum()
-    found = elbo(model, guide, x, particles=2000).total
+    found = elbo(model, guide, x, draws=2000).total
     assert abs(found.complexity - closed) < 5 * found.complexity_se
     losses = [[o.loss(model, guide, x) for _ in range(60)] for o in (Trace_ELBO(), TraceMeanField_ELBO())]
     noisy, closed_form = (torch.tensor(values) for values in losses)

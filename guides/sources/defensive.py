@@ -96,7 +96,7 @@ class _Mixture(TorchDistribution):
         """Packed draws from the prior, shape (draws, dim)."""
         latents = self.guide.latents
         assert latents is not None
-        # One dimension further left than the particles of whoever calls, which may be drawing under a plate already.
+        # One dimension further left than the draws of whoever calls, which may be drawing under a plate already.
         with poutine.block(), pyro.plate("_defensive", draws, dim=-2 - latents.depth):
             nodes = poutine.trace(self.guide.model).get_trace(*self.args).nodes
         values = {s.name: nodes[s.name]["value"].reshape(draws, *s.batch_shape, *s.event_shape) for s in latents.sites}

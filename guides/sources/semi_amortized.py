@@ -20,7 +20,7 @@ class SemiAmortized(Amortized):
 
     Each datum has its own step size, which doubles its way up and halves its way back: no step is longer than 1 in λ,
     and a step that would lower the ELBO (over
-    `particles` draws whose noise is the same for every step and every datum) is not made. So λ_i depends on x_i alone, is the
+    `draws` draws whose noise is the same for every step and every datum) is not made. So λ_i depends on x_i alone, is the
     same at every call, and is never worse than the encoder's on these draws. A fit differentiates through the steps.
 
     Args:
@@ -29,13 +29,13 @@ class SemiAmortized(Amortized):
         encoder: as for `Amortized`.
         steps: gradient steps for each datum.
         lr: first step size.
-        particles: draws for the ELBO that the steps climb. Few are overfitted: with 4, a good λ_i gets worse on other draws.
+        draws: draws for the ELBO that the steps climb. Few are overfitted: with 4, a good λ_i gets worse on other draws.
         training: whether a fit refines too. If not, λ_i is the encoder's wherever gradients are recorded, and refined where
             they are not (`inference.elbo`, `iwae`, `gaps`, draws).
         plate: name of the model's data plate.
 
     Raises:
-        ValueError: if steps, lr or particles are not positive, or the family has no reparameterised draws.
+        ValueError: if steps, lr or draws are not positive, or the family has no reparameterised draws.
 
     Reference: Kim, Wiseman, Miller, Sontag & Rush, "Semi-amortized variational autoencoders" (2018).
     """
@@ -48,22 +48,22 @@ class SemiAmortized(Amortized):
         *,
         steps: int = 5,
         lr: float = 0.01,
-        particles: int = 32,
+        draws: int = 32,
         training: bool = True,
         plate: str = "data",
     ) -> None:
         super().__init__(model, family, encoder, plate=plate)
         if steps < 1:
             raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: without steps, use Amortized.")
-        if not lr > 0 or particles < 1:
-            raise ValueError(f"SemiAmortized: lr and particles must be positive, but are {lr} and {particles}.")
+        if not lr > 0 or draws < 1:
+            raise ValueError(f"SemiAmortized: lr and draws must be positive, but are {lr} and {draws}.")
         if family.discrete:
             raise ValueError(
                 f"SemiAmortized: {type(family).__name__} has no gradient with respect to its draws; use Amortized."
             )
         self.steps = steps
         self.lr = lr
-        self.particles = particles
+        self.draws = draws
         self.refine_training = training
 
     def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class SemiAmortized(Amortized):
         assert self.latents is not None
         torch.manual_seed(0)
         leaf = lam if through and lam.requires_grad else lam.detach().requires_grad_()
-        h = torch.func.vmap(lambda one: self.family(one).rsample((self.particles,)), out_dims=1, randomness="same")(leaf)
+        h = torch.func.vmap(lambda one: self.family(one).rsample((self.draws,)), out_dims=1, randomness="same")(leaf)
         elbo = (self.latents.log_joint(self.model, h, (x,)) - self.family(leaf).log_prob(h)).mean(0)
         (gradient,) = torch.autograd.grad(elbo.sum(), leaf, create_graph=through)
         return elbo.detach(), gradient

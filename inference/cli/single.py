@@ -52,7 +52,7 @@ Batch = Annotated[int | None, typer.Option(min=1, help="Rows in a minibatch; all
 BatchOfEncoders = Annotated[
     int | None, typer.Option(min=1, help="Rows in a minibatch; all by default, and always for a guide with a λ for each row.")
 ]
-Particles = Annotated[int, typer.Option(min=2, help="Draws for each ELBO after a fit.")]
+Draws = Annotated[int, typer.Option(min=2, help="Draws for each ELBO after a fit.")]
 Seed = Annotated[int, typer.Option(help="Fixes initial values, batches and noise.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace results that are already there.")]
 
@@ -70,7 +70,7 @@ def fit_one(  # noqa: PLR0917
     start: Start = None,
     restarts: Restarts = 1,
     batch_size: Batch = None,
-    particles: Particles = 100,
+    draws: Draws = 100,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for weights, the curve of the loss, and a VAE's pictures.")] = Path("fit"),
     overwrite: Overwrite = False,
@@ -86,7 +86,7 @@ def fit_one(  # noqa: PLR0917
         check_folder(out, overwrite=overwrite)
         title, instance, x = names.problem(model, data)
         done = _fitted(instance, _only(guide), x, how, batch_size=batch_size, seed=seed, progress=console.is_terminal)
-        found = elbo(done.model, done.guide, x, particles=particles, seed=seed).total
+        found = elbo(done.model, done.guide, x, draws=draws, seed=seed).total
         effort = f"{done.steps} steps, {done.seconds:.1f} s"
         table = _table(f"{title}, {guide}\nN = {len(x)}, {effort}; nats per datum", "quantity", "")
         for name in ("elbo", "reconstruction", "complexity"):
@@ -118,7 +118,7 @@ def evidence_of_one(  # noqa: PLR0917
     start: Start = None,
     restarts: Restarts = 1,
     batch_size: Batch = None,
-    samples: Annotated[int, typer.Option(min=1, help="Draws of the importance-weighted bound.")] = 5000,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the importance-weighted bound.")] = 5000,
     temperatures: Annotated[int, typer.Option(min=0, help="Temperatures of annealed importance sampling; 0: none.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the bounds are found for.")] = 100,
     seed: Seed = 0,
@@ -137,15 +137,15 @@ def evidence_of_one(  # noqa: PLR0917
         table = _table(
             f"{title}, {guide}\nlog p(x) of {len(some)} of {len(x)} data, nats per datum", "by", "mean ± SE", "ESS", "worst k̂"
         )
-        loose = elbo(done.model, fitted, some, particles=100, seed=seed)
+        loose = elbo(done.model, fitted, some, draws=100, seed=seed)
         table.add_row("ELBO", _pm(loose.value / len(some), loose.se / len(some)), "–", "–")
-        bounds = {f"IWAE, {samples} samples": iwae(done.model, fitted, some, samples=samples, seed=seed)}
+        bounds = {f"IWAE, {draws} draws": iwae(done.model, fitted, some, draws=draws, seed=seed)}
         if temperatures:
             bounds[f"AIS, {temperatures} temperatures"] = ais(done.model, fitted, some, temperatures=temperatures, seed=seed)
         for name, bound in bounds.items():
             per_datum = bound.value.sum() / len(some), bound.se.square().sum().sqrt() / len(some)
             table.add_row(
-                name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.samples}", f"{float(bound.khat.max()):.2f}"
+                name, _pm(*per_datum), f"{float(bound.ess.median()):.0f} of {bound.draws}", f"{float(bound.khat.max()):.2f}"
             )
         if isinstance(instance, Tractable):
             with torch.no_grad():
@@ -170,8 +170,8 @@ def gaps_of_many(  # noqa: PLR0917
     batch_size: BatchOfEncoders = None,
     rows: Annotated[int, typer.Option(min=1, help="How many data, from the first, the gaps are found for.")] = 100,
     ascent_steps: Annotated[int, typer.Option(min=1, help="Steps, at most, to the best λ of each datum.")] = 1000,
-    particles: Particles = 500,
-    samples: Annotated[int, typer.Option(min=1, help="Draws of the evidence bound, where it is not exact.")] = 2000,
+    draws: Draws = 500,
+    evidence_draws: Annotated[int, typer.Option(min=1, help="Draws of the evidence bound, where it is not exact.")] = 2000,
     seed: Seed = 0,
     jobs: Jobs = PROCESSES,
     out: Annotated[Path, typer.Option(help="Folder for the table (CSV) and a picture for each guide (PNG).")] = Path("gaps"),
@@ -193,7 +193,12 @@ def gaps_of_many(  # noqa: PLR0917
         factories = names.parse_guides(guides)
         heads = ("log p(x)", "ELBO", "approximation", "amortization", "optimisation")
         table = _table(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", "guide", *heads)
-        options = {"ascent": Ascent(steps=ascent_steps, patience=5), "particles": particles, "samples": samples, "seed": seed}
+        options = {
+            "ascent": Ascent(steps=ascent_steps, patience=5),
+            "draws": draws,
+            "evidence_draws": evidence_draws,
+            "seed": seed,
+        }
         work = (
             delayed(_gaps)(instance, factory, x, how, rows, batch_size=batch_size, **options) for factory in factories.values()
         )

@@ -132,7 +132,7 @@ def compare(
     lr: float | None = 0.05,
     batch_size: int | None = None,
     seeds: int | Sequence[int] = 3,
-    particles: int = 1000,
+    draws: int = 1000,
     jobs: int = 1,
     progress: bool = False,
     **options: Any,
@@ -152,7 +152,7 @@ def compare(
         optimisers: for each name what `fit` takes as `optimiser`; a further axis.
         steps, lr, batch_size: as for `fit`, the same for all; None for both lets each fit find its rate and its end.
         seeds: the seeds, or their number.
-        particles: draws for each ELBO after the fit.
+        draws: draws for each ELBO after the fit.
         jobs: processes to share the runs out to.
         progress: whether to show a progress bar.
         options: further options of `fit`.
@@ -163,7 +163,7 @@ def compare(
     args = as_args(x)
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     check_count(jobs=jobs, seeds=len(seeds), **({} if steps is None else {"steps": steps}))
-    check_count(particles=particles, least=2)
+    check_count(draws=draws, least=2)
     if lr is not None:
         check_rate(lr)
     axes = {"objective": _axis("objectives", objectives, options), "optimiser": _axis("optimisers", optimisers, options)}
@@ -191,7 +191,7 @@ def compare(
             x,
             chosen=chosen,
             seeds=part.tolist(),
-            particles=particles,
+            draws=draws,
             settings={**settings, **{axis: axes[axis][key] for axis, key in chosen.items() if key}},
             dtype=torch.get_default_dtype(),
         )
@@ -206,8 +206,8 @@ def compare(
     which = " of the model as given" if _is_learned(model) else ""
     # An improper prior is no distribution to draw from, so there is no floor.
     proper, known = getattr(unwrap(model), "proper", True), hasattr(model, "posterior")
-    floor = [_reference(FLOOR + which, model, Prior(model), x, particles)] if proper else []
-    ceiling = [_reference(CEILING + which, model, Posterior(model), x, particles)] if known else []
+    floor = [_reference(FLOOR + which, model, Prior(model), x, draws)] if proper else []
+    ceiling = [_reference(CEILING + which, model, Posterior(model), x, draws)] if known else []
     return Comparison(
         model=type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "model"),
         rows=next((len(value) for value in args if isinstance(value, Tensor) and value.dim()), 1),
@@ -224,7 +224,7 @@ def _runs(
     *,
     chosen: dict[str, str],
     seeds: list[int],
-    particles: int,
+    draws: int,
     settings: dict[str, Any],
     dtype: torch.dtype,
 ) -> list[Run]:
@@ -237,13 +237,13 @@ def _runs(
                 pairs.append((own, factory(own)))
         fits = fit_many(pairs, x, seeds=seeds, **settings)
         return [
-            _measured(name, chosen, own, guide, x, done=done, particles=particles)
+            _measured(name, chosen, own, guide, x, done=done, draws=draws)
             for (own, guide), done in zip(pairs, fits, strict=True)
         ]
 
 
-def _measured(name: str, chosen: dict[str, str], model: Any, guide: Any, x: Any, *, done: Fit, particles: int) -> Run:
-    estimate = elbo(done.model, done.guide, x, particles=particles, seed=done.seed)
+def _measured(name: str, chosen: dict[str, str], model: Any, guide: Any, x: Any, *, done: Fit, draws: int) -> Run:
+    estimate = elbo(done.model, done.guide, x, draws=draws, seed=done.seed)
     return Run(
         guide=name,
         seed=done.seed,
@@ -267,8 +267,8 @@ def _axis(name: str, values: Mapping[str, Any] | None, options: Mapping[str, Any
     return values
 
 
-def _reference(name: str, model: Any, guide: Any, x: Any, particles: int) -> Run:
-    estimate = elbo(model, guide, x, particles=particles)
+def _reference(name: str, model: Any, guide: Any, x: Any, draws: int) -> Run:
+    estimate = elbo(model, guide, x, draws=draws)
     evidence = _evidence(model, x)
     best = evidence if isinstance(guide, Posterior) else nan
     return Run(name, None, estimate.value, estimate.se, evidence, best, None)

@@ -99,8 +99,8 @@ def gaps(
     encoder_lr: float = 1e-3,
     batch_size: int | None = None,
     ascent: Ascent | None = None,
-    particles: int = 1000,
-    samples: int = 5000,
+    draws: int = 1000,
+    evidence_draws: int = 5000,
     temperatures: int = 0,
     seed: int = 0,
 ) -> Gaps:
@@ -117,8 +117,8 @@ def gaps(
             trained on x itself is no longer amortized over anything else.
         encoder_steps, encoder_lr, batch_size: steps of this training, its learning rate and rows in a minibatch.
         ascent: how λ_i is optimised.
-        particles: draws for each ELBO.
-        samples: draws of the importance-weighted bound, from the best λ_i, where log p(x) is not known exactly.
+        draws: draws for each ELBO.
+        evidence_draws: draws of the importance-weighted bound, from the best λ_i, where log p(x) is not known exactly.
         temperatures: if not 0, annealed importance sampling from there too; the higher mean of the two bounds is taken.
         seed: fixes all draws.
 
@@ -129,8 +129,8 @@ def gaps(
     """
     args = as_args(x)
     check_rate(encoder_lr)
-    check_count(samples=samples)
-    check_count(particles=particles, least=2)
+    check_count(evidence_draws=evidence_draws)
+    check_count(draws=draws, least=2)
     check_count(encoder_steps=encoder_steps, temperatures=temperatures, least=0)
     check_data(model, args)
     guide, model = unwrap(guide), unwrap(model)
@@ -151,8 +151,10 @@ def gaps(
         if not isinstance(guide, Amortized):
             source = best
     with isolated(seed + 1):
-        elbo, gained, lost, top = _elbos(model, guide, (own, source, best), args, particles)
-    evidence, evidence_by = _evidence(model, guide, best, x, samples=samples, temperatures=temperatures, seed=seed + 2)
+        elbo, gained, lost, top = _elbos(model, guide, (own, source, best), args, draws)
+    evidence, evidence_by = _evidence(
+        model, guide, best, x, evidence_draws=evidence_draws, temperatures=temperatures, seed=seed + 2
+    )
     value = elbo.value + gained.value + lost.value
     return Gaps(
         evidence=evidence,
@@ -192,31 +194,31 @@ def _best_encoder(
 
 
 def _elbos(
-    model: Callable[..., Any], guide: Guide, ends: tuple[Tensor, Tensor, Tensor], args: tuple[Any, ...], particles: int
+    model: Callable[..., Any], guide: Guide, ends: tuple[Tensor, Tensor, Tensor], args: tuple[Any, ...], draws: int
 ) -> tuple[Part, Part, Part, Part]:
     """ELBO(own), ELBO(source) − ELBO(own), ELBO(best) − ELBO(source), and ELBO(best), draw for draw on the same noise."""
     assert guide.latents is not None
     numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
-    chunk = max(1, min(particles, LIMIT // max(1, numbers)))
+    chunk = max(1, min(draws, LIMIT // max(1, numbers)))
     own, source, best = ends
     chunks = []
     with torch.no_grad(), pyro.validation_enabled(False):
-        for start in range(0, particles, chunk):
-            count = min(chunk, particles - start)
+        for start in range(0, draws, chunk):
+            count = min(chunk, draws - start)
             state = torch.get_rng_state()
             weights = []
             for lam in (own, source, best):
                 torch.set_rng_state(state)
                 weights.append(log_weights(model, guide.latents, guide.family, lam, args, draws=count).double())
             chunks.append(torch.stack([weights[0], weights[1] - weights[0], weights[2] - weights[1], weights[2]]))
-    draws = torch.cat(chunks, 1)
-    value, se = draws.mean(1), draws.std(1) / particles**0.5
+    differences = torch.cat(chunks, 1)
+    value, se = differences.mean(1), differences.std(1) / draws**0.5
     own_part, gained, lost, top = (Part(v, s) for v, s in zip(value, se, strict=True))
     return own_part, gained, lost, top
 
 
 def _evidence(
-    model: Any, guide: Guide, best: Tensor, x: Any, *, samples: int, temperatures: int, seed: int
+    model: Any, guide: Guide, best: Tensor, x: Any, *, evidence_draws: int, temperatures: int, seed: int
 ) -> tuple[Part, str]:
     args = as_args(x)
     if isinstance(model, Tractable):
@@ -227,7 +229,7 @@ def _evidence(
     if guide.local:
         with isolated(seed):
             proposal = with_table(guide, best, args)
-    found: dict[str, Evidence] = {f"IWAE, {samples} samples": iwae(model, proposal, x, samples=samples, seed=seed)}
+    found: dict[str, Evidence] = {f"IWAE, {evidence_draws} draws": iwae(model, proposal, x, draws=evidence_draws, seed=seed)}
     if temperatures:
         found[f"AIS, {temperatures} temperatures"] = ais(model, proposal, x, temperatures=temperatures, seed=seed)
     name = max(found, key=lambda key: found[key].mean)

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from models import LocalModel, Model
 
 from ..plots.rank_histograms import rank_histograms
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.quantities import quantities, scalars
 from ..programs.validation import check_count
@@ -156,7 +156,7 @@ def _sampled(model: Model, answer: Any, x: Tensor, draws: int, truth: Mapping[st
         found = answer
     elif callable(answer):
         with torch.no_grad():
-            chunks = list(draw(model, answer, (x,), particles=draws))
+            chunks = list(draw_chunks(model, answer, (x,), draws=draws))
         found = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
     else:
         raise TypeError(f"q gave {type(answer).__name__}, but a distribution, a guide or a mapping of draws is needed.")

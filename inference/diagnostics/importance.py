@@ -13,7 +13,7 @@ from models import Model
 
 from ..evidence.psis import psis
 from ..programs.bound import unwrap
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.quantities import Scalars, quantities, scalars
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -131,7 +131,7 @@ def importance(
     check_data(model, args)
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {})
-        chunks = list(draw(model, guide, args, particles=draws))
+        chunks = list(draw_chunks(model, guide, args, draws=draws))
     h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
     log_weights = torch.cat([c.log_likelihood + c.log_prior - c.log_q for c in chunks]).double()
     if not log_weights.isfinite().all():

@@ -11,7 +11,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from ..evidence.psis import leave_one_out
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args
 
@@ -83,7 +83,7 @@ def loo(
     """
     args = as_args(x)
     with isolated(seed), torch.no_grad():
-        chunks = list(draw(model, guide, args, particles=draws))
+        chunks = list(draw_chunks(model, guide, args, draws=draws))
     names = list(chunks[0].pointwise)
     if len(names) != 1:
         raise ValueError(f"loo needs one observed site, but the model has {names}.")
@@ -100,5 +100,5 @@ def loo(
 
 
 def _latents(model: Any, guide: Any, args: tuple[Any, ...], draws: int) -> dict[str, Tensor]:
-    chunks = list(draw(model, guide, args, particles=draws))
+    chunks = list(draw_chunks(model, guide, args, draws=draws))
     return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}

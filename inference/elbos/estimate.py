@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..programs.draws import Draws, draws
+from ..programs.draws import Draws, draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
 
@@ -37,7 +37,7 @@ class Estimate:
     """For all data together; shape ()."""
     per_datum: Terms | None
     """For each datum, shape (N,); None where latents are shared between data."""
-    particles: int
+    draws: int
 
     @property
     def value(self) -> float:
@@ -55,7 +55,7 @@ def elbo(
     guide: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
     *,
-    particles: int = 100,
+    draws: int = 100,
     seed: int = 0,
 ) -> Estimate:
     """Estimates ELBO = E_q[log p(x | h)] − KL(q(h | x) ‖ p(h)) from independent draws, one noise for all terms.
@@ -65,7 +65,7 @@ def elbo(
     Args:
         model, guide: as for `fit`; after a fit, its `model` and `guide`.
         x: the data, or a tuple of the model's arguments.
-        particles: number K of draws, at least 2; the standard errors are sd / √K.
+        draws: number K of draws, at least 2; the standard errors are sd / √K.
         seed: fixes the draws.
 
     Raises:
@@ -74,16 +74,16 @@ def elbo(
     Reference: Jordan, Ghahramani, Jaakkola & Saul, "An introduction to variational methods for graphical models" (1999).
     """
     args = as_args(x)
-    check_count(particles=particles, least=2)
+    check_count(draws=draws, least=2)
     check_data(model, args)
     with isolated(seed):
         check_pair(model, guide, args, {})
         total, per_datum = _Terms(), _Terms()
-        for draw in draws(model, guide, args, particles=particles):
+        for draw in draw_chunks(model, guide, args, draws=draws):
             total.add(draw.total)
             if draw.per_datum:
                 per_datum.add(draw)
-    return Estimate(total.result(), per_datum.result() if per_datum.count else None, particles)
+    return Estimate(total.result(), per_datum.result() if per_datum.count else None, draws)
 
 
 class _Terms:

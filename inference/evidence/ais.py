@@ -13,7 +13,7 @@ from guides import Guide
 from guides.latents import Latents
 
 from ..programs.bound import unwrap
-from ..programs.draws import draws
+from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
 from .estimate import Evidence, LogMean
@@ -161,7 +161,7 @@ def _path(model: Any, guide: Any, latents: Latents, block: tuple[Any, ...], rows
     else:
 
         def start(count: int) -> Tensor:
-            chunks = [chunk.h for chunk in draws(model, guide, block, particles=count)]
+            chunks = [chunk.h for chunk in draw_chunks(model, guide, block, draws=count)]
             return latents.pack({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
         def ends(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +247,7 @@ def _joined(found: list[Evidence]) -> Evidence:
     if len(found) == 1:
         return found[0]
     value, se, ess, khat = (torch.cat([getattr(part, name) for part in found]) for name in ("value", "se", "ess", "khat"))
-    return Evidence(value, se, ess, found[0].samples, found[0].bound, khat)
+    return Evidence(value, se, ess, found[0].draws, found[0].bound, khat)
 
 
 def _check(*, temperatures: int, chains: int, leapfrog: int, pilot: int) -> None:

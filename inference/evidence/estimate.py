@@ -26,7 +26,7 @@ class Evidence:
     (a small `ess`, a large `khat`), it is itself unreliable, and too small."""
     ess: Tensor
     """(Σ w)² / Σ w²: how many of the K weights carry the sum."""
-    samples: int
+    draws: int
     """K."""
     bound: str
     """"lower" or "upper": on which side of log p(x) the expectation of `value` lies."""
@@ -46,13 +46,13 @@ class Evidence:
 
 
 class LogMean:
-    """log of the mean of `samples` weights that come in chunks, scaled by the largest so far: nothing over- or underflows.
+    """log of the mean of `draws` weights that come in chunks, scaled by the largest so far: nothing over- or underflows.
 
-    Of the weights themselves only the tail that k̂ is fitted to is kept, some 3 √samples of them.
+    Of the weights themselves only the tail that k̂ is fitted to is kept, some 3 √draws of them.
     """
 
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
+    def __init__(self, draws: int) -> None:
+        self.draws = draws
         self.count = 0
         self.top = self.first = self.second = torch.zeros((), dtype=torch.float64)
         self.tail = torch.zeros(0)
@@ -71,7 +71,7 @@ class LogMean:
         self.top = top
         tail = torch.cat([self.tail, log_weights]) if self.count else log_weights
         # PSIS fits its tail above the largest weight that is not in it.
-        self.tail = tail.topk(min(len(tail), ceil(min(self.samples / 5, 3 * self.samples**0.5)) + 1), 0).values
+        self.tail = tail.topk(min(len(tail), ceil(min(self.draws / 5, 3 * self.draws**0.5)) + 1), 0).values
         self.count += len(log_weights)
 
     def result(self, *, upper: bool = False) -> Evidence:

@@ -11,7 +11,7 @@ from torch import Tensor
 from guides import Guide, Local
 
 from ..programs.bound import unwrap
-from ..programs.draws import draws
+from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
 from .estimate import Evidence, LogMean
@@ -27,7 +27,7 @@ def iwae(
     guide: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
     *,
-    samples: int = 5000,
+    draws: int = 5000,
     seed: int = 0,
 ) -> Evidence:
     r"""log (1/K) Σ_k p(x, h_k) / q(h_k | x), h_k ~ q: a lower bound on log p(x) in expectation, tight as K grows.
@@ -38,7 +38,7 @@ def iwae(
     Args:
         model, guide: as for `inference.elbo`.
         x: the data, or a tuple of the model's arguments.
-        samples: K.
+        draws: K.
         seed: fixes the draws.
 
     Returns:
@@ -50,14 +50,14 @@ def iwae(
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
     """
     args = as_args(x)
-    check_count(samples=samples)
+    check_count(draws=draws)
     check_data(model, args)
     values = []
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {})
         for block, proposal in tables(guide, args):
-            mean = LogMean(samples)
-            for draw in draws(model, proposal, block, particles=samples):
+            mean = LogMean(draws)
+            for draw in draw_chunks(model, proposal, block, draws=draws):
                 weights = draw.log_likelihood + draw.log_prior - draw.log_q
                 if (weights == -torch.inf).all():
                     raise ValueError(
@@ -68,7 +68,7 @@ def iwae(
     if len(values) == 1:
         return values[0]
     value, se, ess, khat = (torch.cat([getattr(v, name) for v in values]) for name in ("value", "se", "ess", "khat"))
-    return Evidence(value, se, ess, samples, "lower", khat)
+    return Evidence(value, se, ess, draws, "lower", khat)
 
 
 def tables(guide: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Callable[..., Any]]]:

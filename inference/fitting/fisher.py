@@ -42,7 +42,7 @@ def score_draws(model: Callable[..., Any], guide: Callable[..., Any], batch: Bat
         hold = any(not is_point_mass(site["fn"]) for site in _drawn(guide, batch).values())
         parts = []
         for _ in range(ceil(DRAWS / count)):
-            for pair in traces(*call, particles=count, hold=hold):
+            for pair in traces(*call, draws=count, hold=hold):
                 parts += _scores(pair, leaves)
     return torch.stack(parts)
 

@@ -294,7 +294,7 @@ def _solved(
         parameters, names = learned(model, guide, Batch(args, {}), LocalRows(), enumerated=False)
         with gradients_restored(parameters), own_nan_check():
             if start is not None:
-                place(guide, start.draws(model, args), args)
+                place(guide, start.draw(model, args), args)
             solution = solver.solve(Target(model, guide, args, parameters), steps=steps)
         losses = torch.tensor(solution.losses, dtype=torch.float64)
         if not losses[-1].isfinite():

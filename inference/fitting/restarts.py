@@ -64,7 +64,7 @@ def begin_at(
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     alike = sum(p.numel() for p in modules.parameters() if p.requires_grad) == len(origin)
     pairs = [copy.deepcopy((model, guide)) for _ in range(restarts)] if restarts > 1 and alike else []
-    place(guide, start.draws(model, args), args)
+    place(guide, start.draw(model, args), args)
     if restarts == 1:
         return
     rate = find_rate(trial) if rate is None else rate
@@ -73,7 +73,7 @@ def begin_at(
         scopes = [Scope(int(torch.randint(2**31, ()))) for _ in pairs]
         for pair, scope in zip(pairs, scopes, strict=True):
             with scope.entered():
-                place(pair[1], start.draws(pair[0], args), args)
+                place(pair[1], start.draw(pair[0], args), args)
         with suppress(NonFiniteLossError, DivergedError), together(pairs, scopes, rate, STEPS) as runs:
             runs.advance(STEPS)
             ends = [each.iterate() for _, each, _ in runs.each]
@@ -100,7 +100,7 @@ def _followed(
     for k in range(restarts):
         if k > 0:
             run.move(origin)
-            place(guide, start.draws(model, args), args)
+            place(guide, start.draw(model, args), args)
         try:
             engine, run = trial()
             engine.advance(STEPS)

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
 from .fit import Fit
@@ -41,7 +41,7 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
     check_data(fit.model, args)
     with isolated(seed), torch.no_grad():
         check_pair(fit.model, fit.guide, args, {})
-        chunks = list(draw(fit.model, fit.guide, args, particles=draws))
+        chunks = list(draw_chunks(fit.model, fit.guide, args, draws=draws))
         h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
         nodes = poutine.trace(fit.model).get_trace(*args).nodes
         observed = {name: nodes[name]["value"] for name in chunks[0].pointwise}

@@ -27,7 +27,7 @@ class AnalyticKL(Pathwise):
     The guide must draw each latent at the model's own site, from a distribution whose KL to the prior has a closed form.
 
     Args:
-        num_particles: draws, averaged.
+        draws: draws, averaged.
 
     Reference: Kingma & Welling, "Auto-encoding variational Bayes" (2014), equation 7.
     """

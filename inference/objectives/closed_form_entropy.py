@@ -26,7 +26,7 @@ class ClosedFormEntropy(Pathwise):
     Where a guide transforms a draw to the support of a latent, the Jacobian's term is estimated from the draw.
 
     Args:
-        num_particles: draws, averaged.
+        draws: draws, averaged.
 
     Reference: Kucukelbir, Tran, Ranganath, Gelman & Blei, "Automatic differentiation variational inference" (2017), eq. 8.
     """

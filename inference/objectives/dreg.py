@@ -23,20 +23,20 @@ class DReG:
     all draws but one useless.
 
     Args:
-        k: draws in each bound.
+        draws: draws in each bound.
 
     Reference: Tucker, Lawson, Gu & Maddison, "Doubly reparameterized gradient estimators for Monte Carlo objectives" (2019),
     equation 8.
     """
 
     estimates_elbo: ClassVar[bool] = False
-    k: int = 5
+    draws: int = 5
 
     def __post_init__(self) -> None:
-        check_draws(self, self.k)
+        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.k)
+        pairs = traces(model, guide, args, kwargs, draws=self.draws)
         require_reparameterised(pairs[0], self)
         draws = weights(pairs, self)
         still = held_weights(draws, model, guide, args, kwargs)
@@ -44,5 +44,5 @@ class DReG:
         path = draws.log_w + still.log_q
         # The squared weights belong to the path through the draws; the model's own parameters keep the plain ones.
         surrogate = (share**2 * path + (share - share**2) * still.log_p).sum(0)
-        bound = draws.log_w.detach().logsumexp(0) - log(self.k)
+        bound = draws.log_w.detach().logsumexp(0) - log(self.draws)
         return Loss(-draws.total(bound), -draws.total(surrogate))

@@ -26,16 +26,16 @@ class Enumerated:
     datum. An engine cannot capture it as a graph: Pyro's contraction looks at the numbers.
 
     Args:
-        num_particles: draws of the continuous latents, averaged.
+        draws: draws of the continuous latents, averaged.
 
     Reference: Obermeyer, Bingham, Jankowiak et al., "Tensor variable elimination for plated factor graphs" (2019).
     """
 
     estimates_elbo: ClassVar[bool] = True
-    num_particles: int = 1
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        check_draws(self, self.num_particles)
+        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
         known = structure(model, guide, args, kwargs)
@@ -44,6 +44,6 @@ class Enumerated:
                 "Enumerated sums out discrete latents with finitely many values, but this pair has none: use TraceELBO or "
                 "StickingTheLanding, or ScoreFunction for unbounded discrete latents."
             )
-        elbo = TraceEnum_ELBO(num_particles=self.num_particles, max_plate_nesting=known.nesting)
+        elbo = TraceEnum_ELBO(num_particles=self.draws, max_plate_nesting=known.nesting)
         loss = elbo.differentiable_loss(config_enumerate(model), config_enumerate(guide), *args, **kwargs)
         return Loss(loss.detach(), loss)

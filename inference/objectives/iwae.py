@@ -25,21 +25,21 @@ class IWAE:
     The weight is per datum when every latent lies in the data plate, otherwise one for all the data.
 
     Args:
-        k: draws in each bound.
+        draws: draws in each bound.
 
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8; Rainforth et al.,
     "Tighter variational bounds are not necessarily better" (2018).
     """
 
     estimates_elbo: ClassVar[bool] = False
-    k: int = 5
+    draws: int = 5
 
     def __post_init__(self) -> None:
-        check_draws(self, self.k)
+        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.k)
+        pairs = traces(model, guide, args, kwargs, draws=self.draws)
         require_reparameterised(pairs[0], self)
         draws = weights(pairs, self)
-        bound = draws.total(draws.log_w.logsumexp(0) - log(self.k))
+        bound = draws.total(draws.log_w.logsumexp(0) - log(self.draws))
         return Loss(-bound.detach(), -bound)

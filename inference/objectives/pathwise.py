@@ -18,17 +18,17 @@ __all__ = ["Pathwise"]
 
 @dataclass(frozen=True)
 class Pathwise(ABC):
-    """The mean of `nelbo` over `num_particles` draws."""
+    """The mean of `nelbo` over `draws` draws."""
 
     estimates_elbo: ClassVar[bool] = True
-    num_particles: int = 1
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        check_draws(self, self.num_particles)
+        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
-        nelbo = torch.stack([self.nelbo(pair) for pair in pairs]).sum() / self.num_particles
+        pairs = traces(model, guide, args, kwargs, draws=self.draws)
+        nelbo = torch.stack([self.nelbo(pair) for pair in pairs]).sum() / self.draws
         return Loss(nelbo.detach(), nelbo)
 
     @abstractmethod

@@ -24,24 +24,24 @@ class Renyi:
 
     Args:
         alpha: the order, any number but 1.
-        k: draws in each bound.
+        draws: draws in each bound.
 
     Reference: Li & Turner, "Rényi divergence variational inference" (2016), equation 8.
     """
 
     estimates_elbo: ClassVar[bool] = False
     alpha: float = 0.5
-    k: int = 5
+    draws: int = 5
 
     def __post_init__(self) -> None:
-        check_draws(self, self.k)
+        check_draws(self, self.draws)
         if self.alpha == 1 or not abs(self.alpha) < float("inf"):
             raise ValueError(f"Renyi: alpha must be finite and not 1, but is {self.alpha}: at 1 the bound is TraceELBO's.")
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.k)
+        pairs = traces(model, guide, args, kwargs, draws=self.draws)
         require_reparameterised(pairs[0], self)
         draws = weights(pairs, self)
         order = 1.0 - self.alpha
-        bound = draws.total(((order * draws.log_w).logsumexp(0) - log(self.k)) / order)
+        bound = draws.total(((order * draws.log_w).logsumexp(0) - log(self.draws)) / order)
         return Loss(-bound.detach(), -bound)

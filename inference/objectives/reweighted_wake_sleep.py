@@ -24,20 +24,20 @@ class ReweightedWakeSleep:
     phase.
 
     Args:
-        k: draws for each update, at least 2: with one, its weight is 1 and the guide's gradient the score, pure noise.
+        draws: draws for each update, at least 2: with one, its weight is 1 and the guide's gradient the score, pure noise.
 
     Reference: Bornschein & Bengio, "Reweighted wake-sleep" (2015), equations 8 and 11; Le, Kosiorek, Siddharth, Teh & Wood,
     "Revisiting reweighted wake-sleep" (2019).
     """
 
     estimates_elbo: ClassVar[bool] = False
-    k: int = 5
+    draws: int = 5
 
     def __post_init__(self) -> None:
-        check_draws(self, self.k, least=2)
+        check_draws(self, self.draws, least=2)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        draws = weights(traces(model, guide, args, kwargs, particles=self.k, hold=True), self)
+        draws = weights(traces(model, guide, args, kwargs, draws=self.draws, hold=True), self)
         log_w = draws.log_w.detach()
         surrogate = (log_w.softmax(0) * (draws.log_p + draws.log_q)).sum(0)
-        return Loss(-draws.total(log_w.logsumexp(0) - log(self.k)), -draws.total(surrogate))
+        return Loss(-draws.total(log_w.logsumexp(0) - log(self.draws)), -draws.total(surrogate))

@@ -29,7 +29,7 @@ class ScoreFunction:
     draw. Harmful: where a latent can be reparameterised, and where latents are shared between many data.
 
     Args:
-        k: draws, averaged.
+        draws: draws, averaged.
         baseline: from the log weights, shape (k, *plates), to what is subtracted from each; it must not depend on the draw
             itself. None for no baseline.
 
@@ -38,14 +38,14 @@ class ScoreFunction:
     """
 
     estimates_elbo: ClassVar[bool] = True
-    k: int = 5
+    draws: int = 5
     baseline: Callable[[Tensor], Tensor] | None = leave_one_out
 
     def __post_init__(self) -> None:
-        check_draws(self, self.k, least=2 if self.baseline is leave_one_out else 1)
+        check_draws(self, self.draws, least=2 if self.baseline is leave_one_out else 1)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.k, hold=True)
+        pairs = traces(model, guide, args, kwargs, draws=self.draws, hold=True)
         draws = weights(pairs, self, linear=True)
         log_w = draws.log_w.detach()
         signal = log_w if self.baseline is None else log_w - self.baseline(log_w)

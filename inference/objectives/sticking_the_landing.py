@@ -21,19 +21,19 @@ class StickingTheLanding:
     variance can exceed TraceELBO's.
 
     Args:
-        num_particles: draws, averaged.
+        draws: draws, averaged.
 
     Reference: Roeder, Wu & Duvenaud, "Sticking the landing" (2017), equation 7.
     """
 
     estimates_elbo: ClassVar[bool] = True
-    num_particles: int = 1
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        check_draws(self, self.num_particles)
+        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
+        pairs = traces(model, guide, args, kwargs, draws=self.draws)
         require_reparameterised(pairs[0], self)
         draws = weights(pairs, self, linear=True)
         # log q(h) at the held draws has the gradient of the score alone: adding it takes the score out.

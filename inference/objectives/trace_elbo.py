@@ -28,23 +28,23 @@ class TraceELBO:
     gradient is not: it vanishes in the mean only. Harmful: for discrete latents its variance is high (no baseline).
 
     Args:
-        num_particles: draws, averaged.
+        draws: draws, averaged.
 
     Reference: Wingate & Weber, "Automated variational inference in probabilistic programming" (2013); Ranganath, Gerrish &
     Blei, "Black box variational inference" (2014); Kingma & Welling, "Auto-encoding variational Bayes" (2014).
     """
 
     estimates_elbo: ClassVar[bool] = True
-    num_particles: int = 1
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        check_draws(self, self.num_particles)
+        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, particles=self.num_particles)
+        pairs = traces(model, guide, args, kwargs, draws=self.draws)
         parts = [_particle(pair) for pair in pairs]
-        value = torch.stack([part.value for part in parts]).sum() / self.num_particles
-        return Loss(value, torch.stack([part.surrogate for part in parts]).sum() / self.num_particles)
+        value = torch.stack([part.value for part in parts]).sum() / self.draws
+        return Loss(value, torch.stack([part.surrogate for part in parts]).sum() / self.draws)
 
 
 def _particle(pair: Pair) -> Loss:

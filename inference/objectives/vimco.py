@@ -26,26 +26,26 @@ class VIMCO:
     variance.
 
     Args:
-        k: draws in each bound, at least 2.
+        draws: draws in each bound, at least 2.
 
     Reference: Mnih & Rezende, "Variational inference for Monte Carlo objectives" (2016), equations 7 and 10.
     """
 
     estimates_elbo: ClassVar[bool] = False
-    k: int = 5
+    draws: int = 5
 
     def __post_init__(self) -> None:
-        check_draws(self, self.k, least=2)
+        check_draws(self, self.draws, least=2)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        draws = weights(traces(model, guide, args, kwargs, particles=self.k, hold=True), self)
-        bound = draws.log_w.logsumexp(0) - log(self.k)
+        draws = weights(traces(model, guide, args, kwargs, draws=self.draws, hold=True), self)
+        bound = draws.log_w.logsumexp(0) - log(self.draws)
         signal = (bound - self._baseline(draws.log_w)).detach()
         return Loss(-draws.total(bound).detach(), -draws.total(bound + (signal * draws.log_q).sum(0)))
 
     def _baseline(self, log_w: Tensor) -> Tensor:
         """The bound with each weight in turn replaced by the geometric mean of the others, shape of `log_w`."""
-        others = (log_w.sum(0) - log_w) / (self.k - 1)
-        own = torch.eye(self.k, dtype=torch.bool, device=log_w.device)
-        own = own.reshape(self.k, self.k, *(1,) * (log_w.dim() - 1))
-        return torch.where(own, others.unsqueeze(1), log_w.unsqueeze(0)).logsumexp(1) - log(self.k)
+        others = (log_w.sum(0) - log_w) / (self.draws - 1)
+        own = torch.eye(self.draws, dtype=torch.bool, device=log_w.device)
+        own = own.reshape(self.draws, self.draws, *(1,) * (log_w.dim() - 1))
+        return torch.where(own, others.unsqueeze(1), log_w.unsqueeze(0)).logsumexp(1) - log(self.draws)

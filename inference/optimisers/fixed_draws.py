@@ -97,7 +97,7 @@ class FixedDraws(Solver):
     def _correlated(target: Target) -> int:
         """How many latents the guide correlates. Raises unless it draws Gaussians."""
         with _Frozen(2) as frozen, torch.no_grad():
-            traces(target.model, target.guide, target.args, {}, particles=2)
+            traces(target.model, target.guide, target.args, {}, draws=2)
         return int(frozen.correlated)
 
 
@@ -157,7 +157,7 @@ class SampleAverage:
 
     def _loss(self) -> Tensor:
         with self.frozen:
-            pairs = traces(self.target.model, self.target.guide, self.target.args, {}, particles=self.draws)
+            pairs = traces(self.target.model, self.target.guide, self.target.args, {}, draws=self.draws)
         total = torch.stack([pair.guide.log_prob_sum() - pair.model.log_prob_sum() for pair in pairs]).sum()
         return total / self.draws
 

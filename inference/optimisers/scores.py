@@ -27,7 +27,7 @@ class Scores:
         self.draws = draws
         self.call: Any = (target.model, target.guide, target.args, {})
         with torch.no_grad():
-            pairs = traces(*self.call, particles=draws, hold=True)
+            pairs = traces(*self.call, draws=draws, hold=True)
         self.sites = [next((n, s) for n, s in latents(p.guide).items() if not is_point_mass(s["fn"])) for p in pairs]
         self.frames = shared_frames(pairs[0])
 

@@ -19,7 +19,7 @@ from models import Model
 
 from .bound import unwrap
 
-__all__ = ["Draws", "draws"]
+__all__ = ["Draws", "draw_chunks"]
 
 LIMIT = 2**18
 """How many numbers of x, times draws, one vectorised call may score: with more, they leave the processor's cache."""
@@ -50,17 +50,17 @@ class Draws:
         return Draws(self.h, *log_p, self.log_q.sum(-1), per_datum=False, pointwise=self.pointwise)
 
 
-def draws(
+def draw_chunks(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     *,
-    particles: int,
+    draws: int,
 ) -> Iterator[Draws]:
-    """Yields `particles` draws in chunks. Densities are per datum if every latent lies inside the data plate.
+    """Yields `draws` draws in chunks. Densities are per datum if every latent lies inside the data plate.
 
     A model and guide that keep the contracts of this suite (or Pyro's autoguides) are called with an outer plate of
-    particles; any other pair is called once for each draw. Call it inside `isolated`.
+    draws; any other pair is called once for each draw. Call it inside `isolated`.
     """
     plate = getattr(unwrap(guide), "plate", "data")
     with torch.no_grad():
@@ -70,14 +70,14 @@ def draws(
         if not (
             isinstance(unwrap(model), Model) and isinstance(unwrap(guide), (Defensive, Guide, Prior, Posterior, AutoGuide))
         ):
-            for _ in range(particles):
+            for _ in range(draws):
                 sites = _trace(model, guide, args)
                 yield _collect(sites, 1, nesting, plate, vectorised=False, point_masses=point_masses)
             return
         numbers = sum(site["value"].numel() for site in one if site["is_observed"])
         chunk = max(1, LIMIT // max(1, numbers))
-        for start in range(0, particles, chunk):
-            size = min(chunk, particles - start)
+        for start in range(0, draws, chunk):
+            size = min(chunk, draws - start)
             with pyro.plate("_particles", size, dim=-1 - nesting):
                 sites = _trace(model, guide, args)
             yield _collect(sites, size, nesting, plate, vectorised=True, point_masses=point_masses)
@@ -98,16 +98,16 @@ def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any
 
 
 def _collect(
-    sites: list[dict[str, Any]], particles: int, nesting: int, plate: str, *, vectorised: bool, point_masses: bool
+    sites: list[dict[str, Any]], draws: int, nesting: int, plate: str, *, vectorised: bool, point_masses: bool
 ) -> Draws:
     per_datum = all(_dim(site, plate) is not None for site in sites)
 
     def density(role: str) -> Tensor:
-        """The factor's log density: sites added up, and all dimensions summed but the particles' and the data's."""
+        """The factor's log density: sites added up, and all dimensions summed but the draws' and the data's."""
         total = torch.zeros(())
         for site in sites:
             if site["role"] == role:
-                value = _aligned(site["log_prob"], nesting, particles)
+                value = _aligned(site["log_prob"], nesting, draws)
                 keep = {0, value.dim() + (_dim(site, plate) or 0)} if per_datum else {0}
                 dims = [d for d in range(value.dim()) if d not in keep]
                 total = total + (value.sum(dims) if dims else value)
@@ -116,9 +116,9 @@ def _collect(
     log_q, log_prior, log_likelihood = torch.broadcast_tensors(density("q"), density("prior"), density("likelihood"))
     if point_masses:
         log_q = torch.full_like(log_q, torch.inf)
-    h = {site["name"]: _values(site, nesting, particles, vectorised) for site in sites if site["role"] == "prior"}
+    h = {site["name"]: _values(site, nesting, draws, vectorised) for site in sites if site["role"] == "prior"}
     pointwise = {
-        site["name"]: _squeezed(_aligned(site["log_prob"], nesting, particles), site, nesting)
+        site["name"]: _squeezed(_aligned(site["log_prob"], nesting, draws), site, nesting)
         for site in sites
         if site["role"] == "likelihood" and not isinstance(site["fn"], Unit)
     }
@@ -130,20 +130,20 @@ def _dim(site: dict[str, Any], plate: str) -> int | None:
     return next((frame.dim for frame in site["cond_indep_stack"] if frame.name == plate), None)
 
 
-def _aligned(value: Tensor, nesting: int, particles: int) -> Tensor:
-    """`value` with the particles in dimension 0, followed by `nesting` plates."""
+def _aligned(value: Tensor, nesting: int, draws: int) -> Tensor:
+    """`value` with the draws in dimension 0, followed by `nesting` plates."""
     value = value.reshape((1,) * (nesting + 1 - value.dim()) + tuple(value.shape))
-    return value.expand(particles, *value.shape[1:])
+    return value.expand(draws, *value.shape[1:])
 
 
-def _values(site: dict[str, Any], nesting: int, particles: int, vectorised: bool) -> Tensor:
+def _values(site: dict[str, Any], nesting: int, draws: int, vectorised: bool) -> Tensor:
     """Draws of one latent, shape (K, *shape), where shape has only the plates that the latent is in."""
     value: Tensor = site["value"]
     if not vectorised:
         return value.unsqueeze(0)
     batch = value.dim() - len(site["fn"].event_shape)
     value = value.reshape((1,) * (nesting + 1 - batch) + tuple(value.shape))
-    return _squeezed(value.expand(particles, *value.shape[1:]), site, nesting)
+    return _squeezed(value.expand(draws, *value.shape[1:]), site, nesting)
 
 
 def _squeezed(value: Tensor, site: dict[str, Any], nesting: int) -> Tensor:

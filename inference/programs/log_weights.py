@@ -93,7 +93,7 @@ def _sites(trace: poutine.Trace) -> list[dict[str, Any]]:
 
 
 def shared_frames(pair: Pair) -> tuple[CondIndepStackFrame, ...]:
-    """The vectorised plates that every site of guide and model lies in, from the outermost, without the particles'."""
+    """The vectorised plates that every site of guide and model lies in, from the outermost, without the draws'."""
     stacks = [
         {f.dim: f for f in site["cond_indep_stack"] if f.vectorized and f.name != PLATE}
         for trace in pair
@@ -121,10 +121,10 @@ def density(parts: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...])
     rows = []
     for trace in parts:
         sites = _sites(trace)
-        particles = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PLATE), None)
-        keep = [d for d in (particles, *(f.dim for f in frames)) if d is not None]
+        draws = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PLATE), None)
+        keep = [d for d in (draws, *(f.dim for f in frames)) if d is not None]
         total = sum((_kept(site["log_prob"], keep) for site in sites), start=torch.zeros(()))
-        rows.append(total if particles is not None else total.unsqueeze(0))
+        rows.append(total if draws is not None else total.unsqueeze(0))
     return torch.cat(rows)
 
 

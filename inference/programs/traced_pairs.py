@@ -47,25 +47,25 @@ class Pair(NamedTuple):
 
 
 def traces(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], *, particles: int = 1, hold: bool = False
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], *, draws: int = 1, hold: bool = False
 ) -> list[Pair]:
-    """Runs the pair for `particles` draws: one Pair with an outer plate of particles, or else one Pair for each draw.
+    """Runs the pair for `draws` draws: one Pair with an outer plate of draws, or else one Pair for each draw.
 
     Models and guides that keep the contracts of this suite, and Pyro's autoguides, are vectorised; any other pair is run
     once for each draw.
 
     Args:
         model, guide, args, kwargs: as for an objective.
-        particles: number K of draws.
+        draws: number K of draws.
         hold: cut the gradient at the draws, so that it reaches the parameters through the densities alone.
     """
-    vectorised = particles > 1 and _vectorises(model, guide)
+    vectorised = draws > 1 and _vectorises(model, guide)
     with ExitStack() as stack:
         if vectorised:
-            stack.enter_context(pyro.plate(PLATE, particles, dim=-1 - structure(model, guide, args, kwargs).nesting))
+            stack.enter_context(pyro.plate(PLATE, draws, dim=-1 - structure(model, guide, args, kwargs).nesting))
         if hold:
             stack.enter_context(_Hold())
-        return [_run(model, guide, args, kwargs) for _ in range(1 if vectorised else particles)]
+        return [_run(model, guide, args, kwargs) for _ in range(1 if vectorised else draws)]
 
 
 def held(pair: Pair, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
@@ -78,7 +78,7 @@ def held(pair: Pair, model: Program, guide: Program, args: tuple[Any, ...], kwar
 def rerun(
     sites: dict[str, dict[str, Any]], model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Pair:
-    """The pair run with the values of these guide sites, in the particles' plate if they come from it."""
+    """The pair run with the values of these guide sites, in the draws' plate if they come from it."""
     fixed = poutine.Trace()
     for name, site in sites.items():
         fixed.add_node(name, **site)

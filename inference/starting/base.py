@@ -19,5 +19,5 @@ class Start(ABC):
     """
 
     @abstractmethod
-    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+    def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         """Each latent's draws in its own support, shape (K, *shape). Called inside `isolated`, anew for each restart."""

@@ -23,5 +23,5 @@ class FromDraws(Start):
 
     latents: Mapping[str, Tensor]
 
-    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+    def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         return dict(self.latents)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from .base import Start
 
 __all__ = ["FromGuide"]
@@ -21,16 +21,16 @@ class FromGuide(Start):
 
     Args:
         guide: the fitted guide, such as `Fit.guide`.
-        count: draws to take from it.
+        draws: draws to take from it.
     """
 
     guide: Callable[..., Any]
-    count: int = 500
+    draws: int = 500
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ValueError(f"FromGuide: count must be at least 2, but is {self.count}.")
+        if self.draws < 2:
+            raise ValueError(f"FromGuide: draws must be at least 2, but is {self.draws}.")
 
-    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
-        chunks = list(draw(model, self.guide, args, particles=self.count))
+    def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+        chunks = list(draw_chunks(model, self.guide, args, draws=self.draws))
         return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}

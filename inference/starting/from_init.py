@@ -28,7 +28,7 @@ class FromInit(Start):
 
     function: Callable[[Any], Any] = init_to_sample
 
-    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+    def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         with torch.no_grad(), poutine.block(), InitMessenger(self.function):
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args))
         return {

@@ -13,7 +13,7 @@ from torch import Tensor
 from guides import FullRank, Global
 
 from ..optimisers import Pathfinder, Target
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from .base import Start
 
 __all__ = ["FromPathfinder"]
@@ -28,24 +28,24 @@ class FromPathfinder(Start):
     Args:
         pathfinder: how it is found.
         steps: the most iterations of all its paths.
-        count: draws to take from it.
+        draws: draws to take from it.
     """
 
     pathfinder: Pathfinder = field(default_factory=Pathfinder)
     steps: int = 400
-    count: int = 500
+    draws: int = 500
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ValueError(f"FromPathfinder: count must be at least 2, but is {self.count}.")
+        if self.draws < 2:
+            raise ValueError(f"FromPathfinder: draws must be at least 2, but is {self.draws}.")
         if self.steps < 1:
             raise ValueError(f"FromPathfinder: steps must be at least 1, but is {self.steps}.")
 
-    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+    def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         guide = Global(model, FullRank())
         guide.setup(*args)
         losses = self.pathfinder.solve(Target(model, guide, args, list(guide.parameters())), steps=self.steps).losses
         if not isfinite(losses[-1]):
             raise ValueError("FromPathfinder: log p(x, h) is not finite along any path: use FromInit or FromPrior.")
-        chunks = list(draw(model, guide, args, particles=self.count))
+        chunks = list(draw_chunks(model, guide, args, draws=self.draws))
         return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guides import Prior
 
-from ..programs.draws import draws as draw
+from ..programs.draws import draw_chunks
 from .base import Start
 
 __all__ = ["FromPrior"]
@@ -24,17 +24,17 @@ class FromPrior(Start):
     For a single draw of the prior as the place to start from use `FromInit`.
 
     Args:
-        count: draws to take from the prior.
+        draws: draws to take from the prior.
     """
 
-    count: int = 500
+    draws: int = 500
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ValueError(f"FromPrior: count must be at least 2, but is {self.count}.")
+        if self.draws < 2:
+            raise ValueError(f"FromPrior: draws must be at least 2, but is {self.draws}.")
 
-    def draws(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
+    def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         if not getattr(model, "proper", True):
             raise ValueError(f"{type(model).__name__} has an improper prior, from which nothing can be drawn: use FromInit.")
-        chunks = list(draw(model, Prior(model), args, particles=self.count))
+        chunks = list(draw_chunks(model, Prior(model), args, draws=self.draws))
         return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
