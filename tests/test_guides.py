@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 
 from guides import MLP, Amortized, Blocks, Delta, FullRank, Global, Linear, Local, LowRank, MeanField
 from models import LocalGaussian, LocalModel
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 DIM = 3
 
@@ -79,7 +79,7 @@ class TestGaussianFamily:
         family, lam = at_random(family_class)
         q = family.double()(lam.detach())
         samples = q.sample((20_000,))
-        loc, covariance = moments(q)
+        loc, covariance = mean_and_covariance(q)
         narrower = dist.MultivariateNormal(loc, 0.6 * covariance).log_prob(samples)
         assert abs(z_score((narrower - q.log_prob(samples)).exp(), 1.0)) < 5
         wrong = family(torch.cat([lam[:DIM], lam[DIM : 2 * DIM] + 0.2, lam[2 * DIM :]]).detach())
@@ -92,7 +92,7 @@ class TestGaussianFamily:
         blocks = family.blocks()
         if blocks is None:
             return
-        covariance = moments(family.double()(lam))[1].detach()
+        covariance = mean_and_covariance(family.double()(lam))[1].detach()
         together = torch.zeros(DIM, DIM, dtype=torch.bool)
         for block in blocks:
             together[torch.tensor(block).unsqueeze(-1), torch.tensor(block)] = True

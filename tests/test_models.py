@@ -23,7 +23,7 @@ from models import (
     ProbabilisticPCA,
     datasets,
 )
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 EXACT = {"atol": 1e-10, "rtol": 0.0}
 
@@ -146,7 +146,7 @@ def test_posterior_against_dense_conditioning():
     joint[:k, k:] = model.loading.mT
     joint[k:, k:] = model.loading @ model.loading.mT + (model.noise_scale**2).diag()
     gain = joint[:k, k:] @ torch.linalg.inv(joint[k:, k:])
-    loc, covariance = moments(model.posterior(x))
+    loc, covariance = mean_and_covariance(model.posterior(x))
     torch.testing.assert_close(loc, (x - model.mean) @ gain.mT, **EXACT)
     torch.testing.assert_close(covariance[0], joint[:k, :k] - gain @ joint[k:, :k], **EXACT)
 

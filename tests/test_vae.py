@@ -341,7 +341,7 @@ class TestRange:
         (lambda: decoders.Conv(()), "channels must be positive, at least one layer"),
         (lambda: Conv((0,)), "channels must be positive"),
         (lambda: observations.Gaussian(0.0), "scale must be positive and finite"),
-        (lambda: observations.DiscretisedLogistic(1), "at least 2 levels"),
+        (lambda: observations.DiscretisedLogistic(1), "levels must be at least 2"),
         (lambda: States(torch.zeros(3)), "2\\^k numbers"),
     ],
 )
