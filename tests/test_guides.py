@@ -26,15 +26,15 @@ def at_random(family_class, batch=(), seed=0):
     return family, lam.double().requires_grad_()
 
 
-def draw(q, count, seed=0):
-    """Draws that are the same for the same q: a function of λ that any family has."""
+def draw(q, draws, seed=0):
+    """Draws with fixed noise: a function of λ alone, for every family."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return q.rsample((count,)) if q.has_rsample else q.sample((count,))
+        return q.rsample((draws,)) if q.has_rsample else q.sample((draws,))
 
 
 def z_score(samples, mean):
-    """How many standard errors the mean of the samples is away from `mean`."""
+    """Distance of the samples' mean from `mean`, in standard errors."""
     return (samples.mean(0) - mean) / (samples.std(0) / len(samples) ** 0.5)
 
 
@@ -241,7 +241,7 @@ def many_sites(x):
 class TestManySites:
     @pytest.mark.parametrize("family", [MeanField(), FullRank(), LowRank(2)])
     def test_density_is_of_the_constrained_latents(self, family):
-        """The trace's log density is q's, less the log determinant of the map to the constrained latents."""
+        """The log density of the trace is that of q minus the log determinant of the map to the constrained latents."""
         guide = Global(many_sites, family)
         guide.setup(torch.zeros(0))
         assert guide.latents.dim == 1 + 2 + 2
