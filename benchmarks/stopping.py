@@ -32,7 +32,7 @@ from models import (
     LogisticRegression,
     datasets,
 )
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 WITHIN = 0.05
 """Nats: a run whose KL to the family's best is below this has reached it."""
@@ -84,7 +84,7 @@ def best(problem):
     guide = factory(model)
     if hasattr(model, "posterior"):
         guide.setup(x)
-        mean, covariance = moments(model.posterior(x))
+        mean, covariance = mean_and_covariance(model.posterior(x))
         precision = torch.linalg.inv(covariance)
         within = torch.zeros_like(covariance)
         for block in guide.family.blocks():
@@ -93,7 +93,7 @@ def best(problem):
         return torch.distributions.MultivariateNormal(mean, within)
     fit(model, guide, x, optimiser=LONG, steps=2000)
     with torch.no_grad():
-        mean, covariance = moments(guide.q(x))
+        mean, covariance = mean_and_covariance(guide.q(x))
     return torch.distributions.MultivariateNormal(mean.clone(), covariance.clone())
 
 
@@ -107,7 +107,7 @@ def run(problem, seed):
         if problem == "digits_vae":
             distance = best(problem) - elbo(model, guide, x, draws=400, seed=1).value / len(x)
         else:
-            mean, covariance = moments(guide.q(x))
+            mean, covariance = mean_and_covariance(guide.q(x))
             distance = float(kl(torch.distributions.MultivariateNormal(mean, covariance), best(problem)).sum())
     return {
         "problem": problem,

@@ -1,4 +1,4 @@
-"""Guides q_λ(h | x) = a family (the shape of q) × a source (where λ comes from). Any family goes with any source."""
+"""Guides q_λ(h | x). A guide combines a family, the shape of q, with a source of its parameters λ; any two go together."""
 
 from .encoders import MLP, Conv, Linear, PerStep
 from .families import Bernoulli, Blocks, Delta, Family, Flow, FullRank, LowRank, MeanField

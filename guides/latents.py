@@ -26,7 +26,7 @@ __all__ = ["Latent", "Latents"]
 
 @dataclass(frozen=True)
 class Latent:
-    """One latent site: where it stands in the model, and where its numbers stand in the packed vector."""
+    """One latent site of a model: its shapes, support and plates."""
 
     name: str
     support: constraints.Constraint
@@ -35,21 +35,22 @@ class Latent:
     unconstrained_shape: torch.Size
     frames: tuple[CondIndepStackFrame, ...]
     is_vector: bool
-    """Whether the site takes the packed vector as it is, without a bijection or a reshape."""
+    """Whether the site needs neither a bijection nor a reshape: one vector of reals, or of zeros and ones."""
 
 
 class Latents:
-    """The latent sites of a model, learned by tracing it once, packed into one unconstrained vector.
+    """The latent sites of a model, found by tracing it once and packed into one unconstrained vector.
 
     Args:
         model: any Pyro program.
         args, kwargs: arguments for one call of it.
-        plate: name of the data plate. If it is not None, the vector is one per datum, of the latents that lie in it.
-        discrete: whether the latents are binary, for a discrete family, and not real numbers.
-        shared: pack the latents that lie outside the plate instead, into one vector for all data. There may be none.
+        plate: name of the data plate, to pack the latents inside it into one vector per datum; None packs all latents.
+        discrete: whether the latents must be binary, for a discrete family, rather than real.
+        shared: pack the latents outside the plate instead, into one vector for all data. There may be none.
 
     Raises:
-        ValueError: if there is nothing to pack, or a latent is discrete (or is not), or none is inside the plate.
+        ValueError: if there is no latent site, a latent is discrete or continuous against `discrete`, or a latent to be packed
+            for each datum lies outside the plate or inside another one too.
     """
 
     def __init__(
@@ -66,22 +67,23 @@ class Latents:
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
         if not sites:
-            raise ValueError("the model has no latent sites, so there is nothing for a guide to do.")
+            raise ValueError("the model has no latent sites: give a model with a pyro.sample statement that is not observed.")
         if plate is not None:
             local = [site for site in sites if any(frame.name == plate for frame in site["cond_indep_stack"])]
             outside = [site for site in sites if all(frame.name != plate for frame in site["cond_indep_stack"])]
-            # With no latent in the plate the first one outside is named in the error.
+            # If no latent is in the plate, those outside are kept, and the first of them is named in the error.
             sites = outside if shared else local or sites
         plate = None if shared else plate
         self.plate = plate
         self.discrete = discrete
         self.sites = [_latent(site, plate, discrete=discrete) for site in sites]
         if discrete and not (len(sites) == 1 and self.sites[0].is_vector):
-            raise ValueError("a discrete family needs a model with a single latent: a vector of zeros and ones.")
+            raise ValueError("a discrete family needs a model whose only latent is a vector of zeros and ones.")
         self.dim = sum(self._width(site) for site in self.sites)
         self.dtype = sites[0]["value"].dtype if sites else None
         self.device = sites[0]["value"].device if sites else None
-        self.sizes: dict[str, int] = {f.name: f.full_size or f.size for site in self.sites for f in site.frames}
+        self.plate_sizes: dict[str, int] = {f.name: f.full_size or f.size for site in self.sites for f in site.frames}
+        # Plate dimensions of the whole model, and those of the packed sites alone.
         every = [frame for site in trace.nodes.values() if site["type"] == "sample" for frame in site["cond_indep_stack"]]
         self.depth = max((-f.dim for f in every if f.vectorized and f.dim is not None), default=0)
         self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
@@ -89,10 +91,15 @@ class Latents:
     def sample(
         self, q: TorchDistribution, plate: pyro.plate | None, *, name: str = "_latent"
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Draws the packed vector from `q` and hands it to the model's sites, inside the data `plate` if there is one.
+        """Draws the packed vector from `q` and samples the model's sites from it, inside the data `plate` if there is one.
+
+        Args:
+            q: distribution of the packed vector.
+            plate: the data plate, or None.
+            name: site of the packed vector, unless the model's only site takes it unchanged.
 
         Returns:
-            The sites' values, and the packed vector. `name` is the site of the latter where it is not a site's own.
+            The values of the sites, and the packed vector.
         """
         with ExitStack() as stack:
             if plate is not None:
@@ -105,34 +112,42 @@ class Latents:
             return self._unpack(packed), packed
 
     def constrain(self, packed: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The sites' values at `packed`, shape (dim,), and log |det ∂ values / ∂ packed|. Without Pyro's effects."""
+        """The sites' values at `packed`, shape (dim,), and log |det ∂ values / ∂ packed|, shape (). Samples no Pyro site."""
         values, densities = self._transformed(packed)
         return values, torch.stack([density.sum() for density in densities.values()]).sum()
 
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The packed vectors of draws of the sites, each of shape (K, *shape): shape (K, dim).
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The packed vectors of K draws of every latent, each of shape (K, *shape): the inverse of what `sample` returns.
+
+        Returns:
+            Shape (K, N, dim), or (K, dim) without a data plate.
 
         Raises:
-            ValueError: if a site is missing, or of another shape.
+            ValueError: if a latent is missing or has another shape.
         """
         parts = []
+        kept = 1 if self.plate is None else 2
         for site in self.sites:
-            shape = (*site.batch_shape, *site.event_shape)
-            if site.name not in values or tuple(values[site.name].shape[1:]) != shape:
-                got = f"shape {tuple(values[site.name].shape)}" if site.name in values else "nothing"
-                raise ValueError(f"draws of the latent {site.name!r} must have shape {('K', *shape)}, but there is {got}.")
-            parts.append(biject_to(site.support).inv(values[site.name]).reshape(len(values[site.name]), -1))
+            value = values.get(site.name)
+            shape = (*(site.batch_shape if self.plate is None else ()), *site.event_shape)
+            if value is None or tuple(value.shape[kept:]) != shape:
+                got = "nothing" if value is None else f"shape {tuple(value.shape)}"
+                expected = (*("K", "N")[:kept], *shape)
+                raise ValueError(f"draws of the latent {site.name!r} must have shape {expected}, but there is {got}.")
+            if not site.is_vector:
+                value = biject_to(site.support).inv(value)
+            parts.append(value.reshape(*value.shape[:kept], self._width(site)))
         return torch.cat(parts, -1)
 
     def log_factors(self, model: Callable[..., Any], packed: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        """log p(h), as a density over the packed vector (the Jacobian of bounded latents included), and log p(x | h).
+        """log p(h), as a density over the packed vector (including the Jacobian of bounded latents), and log p(x | h).
 
-        Differentiable in `packed`; hidden from whatever Pyro handlers are active.
+        Both are differentiable in `packed` and hidden from active Pyro handlers.
 
         Args:
-            model: the model that these latents were learned from.
-            packed: K draws, shape (K, N, dim), or (K, dim) without a data plate; or one, without the first dimension, at which
-                the model is called with its latents' own shapes: so vmap evaluates models that cannot be vectorised by Pyro.
+            model: the model of these latents.
+            packed: K draws, shape (K, N, dim), or (K, dim) without a data plate. Without the first dimension it is one draw,
+                and the model sees each latent in its own shape: vmap can then evaluate models that Pyro cannot vectorise.
             args: arguments for one call of the model, with N data.
 
         Returns:
@@ -164,24 +179,9 @@ class Latents:
         return prior, likelihood
 
     def log_joint(self, model: Callable[..., Any], packed: Tensor, args: tuple[Any, ...]) -> Tensor:
-        """log p(x, h) over the packed vector: the sum of `log_factors`, which has the arguments."""
+        """log p(x, h) over the packed vector: the sum of `log_factors`. Arguments as there."""
         prior, likelihood = self.log_factors(model, packed, args)
         return prior + likelihood
-
-    def pack(self, values: dict[str, Tensor]) -> Tensor:
-        """The packed vectors of draws of every latent, each of shape (K, *shape): the inverse of what `sample` hands out.
-
-        Returns:
-            Shape (K, N, dim), or (K, dim) without a data plate.
-        """
-        parts = []
-        for site in self.sites:
-            value = values[site.name]
-            if not site.is_vector:
-                value = biject_to(site.support).inv(value)
-            kept = 2 if self.plate is not None else 1
-            parts.append(value.reshape(*value.shape[:kept], self._width(site)))
-        return torch.cat(parts, -1)
 
     def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
         values, densities = self._transformed(packed)
@@ -201,10 +201,10 @@ class Latents:
         return values
 
     def _transformed(self, packed: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The sites' values at `packed`, shape (*lead, dim), and for each the log |det| of its part, of its batch shape.
+        """The sites' values at `packed`, shape (*lead, dim), and the log |det| of each site's map, in its batch shape.
 
-        Without a data plate, the last dimensions of lead, as many as the sites' plates reach over, have size 1: these are put
-        in their place.
+        Without a data plate, the last dimensions of `lead`, one for each nested plate of the sites, have size 1 and are
+        replaced by the batch shape of each site.
         """
         values, densities = {}, {}
         lead: tuple[int, ...] = tuple(packed.shape[:-1])
@@ -234,9 +234,9 @@ class Latents:
 
 
 class _Feasible(Messenger):
-    """Gives sites that cannot be drawn from, as those with an improper prior, some value of their support.
+    """Gives latents with Pyro's `ImproperUniform` prior, which has no draws, a value in their support.
 
-    Such a distribution has no parameters and so no dtype; it is given that of the data.
+    The prior has no parameters and so no dtype; the value takes that of the data.
     """
 
     def __init__(self, args: Any) -> None:
@@ -252,9 +252,15 @@ class _Feasible(Messenger):
 def _latent(site: dict[str, Any], plate: str | None, *, discrete: bool) -> Latent:
     name, fn = site["name"], site["fn"]
     if fn.support.is_discrete and not discrete:
-        raise ValueError(f"the latent {name!r} is discrete ({fn}); this family is over real vectors.")
+        raise ValueError(
+            f"the latent {name!r} is discrete ({fn}), but this family is over real vectors: use a discrete family such as "
+            "Bernoulli, or sum the latent out."
+        )
     if discrete and not fn.support.is_discrete:
-        raise ValueError(f"the latent {name!r} is continuous ({fn}); this family is over vectors of zeros and ones.")
+        raise ValueError(
+            f"the latent {name!r} is continuous ({fn}), but this family is over vectors of zeros and ones: use a continuous "
+            "family such as MeanField."
+        )
     frames = tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
     if plate is not None and [frame.name for frame in frames] != [plate]:
         inside = ", ".join(repr(frame.name) for frame in frames) or "no plate"

@@ -1,4 +1,4 @@
-"""Haario's banana: a Gaussian, bent."""
+"""Haario's banana: a bent Gaussian."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Banana"]
 
 
 class Banana(Target):
-    r"""h in R²: a Gaussian whose second coordinate is bent by the square of the first.
+    r"""h in R²: the mean of the second coordinate is quadratic in the first.
 
         h_1 ~ Normal(0, scale)
         h_2 ~ Normal(bend (h_1² − scale²), 1)
 
-    Both means are zero; h_1 and h_2 are uncorrelated and far from independent.
+    Both means are zero, and h_1 and h_2 are uncorrelated but strongly dependent.
 
     Args:
-        bend: how strongly.
+        bend: curvature, a number; zero gives a Gaussian.
         scale: standard deviation of h_1.
 
     Reference: Haario, Saksman & Tamminen, "Adaptive proposal distribution for random walk Metropolis algorithm" (1999).

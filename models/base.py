@@ -1,4 +1,4 @@
-"""The contract that every model keeps: prior and likelihood declared apart, the joint composed once."""
+"""The contract of every model: prior and likelihood are declared apart, and the joint is composed once."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from pyro.nn.module import _PyroModuleMeta
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from .arguments import check_rows
+from .arguments import check_rows, matrix
 from .datasets import Dataset
 
 __all__ = ["HierarchicalModel", "LocalModel", "Model", "RegressionModel", "Tractable"]
 
 
 class _AbstractPyroModule(_PyroModuleMeta, ABCMeta):
-    """PyroModule has a metaclass of its own; this one also refuses a model with an abstract method left."""
+    """PyroModule's own metaclass, which also refuses to make a model with an abstract method left."""
 
 
 class Model(PyroModule, metaclass=_AbstractPyroModule):
     r"""One latent h for all the data: p(x, h) = p(h) ∏_i p(x_i | h).
 
     A subclass declares `prior` (h ~ p(h) at the site ``"h"``) and `likelihood` (x ~ p(x | h) at the site ``"x"``), both by
-    `pyro.sample` and both for any number of leading batch dimensions, and `demo` and `from_dataset`, through which the
-    contract tests and the command line find it. Everything else is here: the joint, the data plate, simulation, checks.
-    A model of several latents has a site of its own name for each, and h is the dictionary of their values.
+    `pyro.sample` and both for any number of leading batch dimensions. It also declares `demo` and `from_dataset`, which the
+    contract tests and the command line call. The base class adds the joint, the data plate, simulation and checks.
+    A model with several latents gives each a site of its own name; h is then the dictionary of their values.
 
-    Every model is plain Pyro and runs under `pyro.infer.SVI`, `Predictive`, `NUTS` and the autoguides as it is.
+    Every model is plain Pyro: it runs under `pyro.infer.SVI`, `Predictive`, `NUTS` and the autoguides.
     """
 
     support: constraints.Constraint = constraints.real
-    """Where a single entry of x may lie."""
+    """The values that one entry of x may take."""
 
     proper: ClassVar[bool] = True
-    """Whether the prior is a density. Under an improper one no evidence exists, and nothing can be simulated."""
+    """Whether the prior is a normalised density. An improper prior has no evidence and cannot be simulated from."""
 
     def __init__(self) -> None:
         super().__init__(name=type(self).__name__)
@@ -51,7 +51,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         net = self.__dict__.get("_modules", {}).get(name)
         learned = [own] if own is not None else [] if net is None or isinstance(net, PyroModule) else list(net.parameters())
         if learned and not any(parameter.requires_grad for parameter in learned):
-            # Pyro's param store makes a parameter that it holds require a gradient, so that a fit would learn what is frozen.
+            # Pyro's param store would turn gradients on again, and a fit would learn parameters that the user has frozen.
             return net if own is None else own
         return super().__getattr__(name)
 
@@ -71,12 +71,12 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     @classmethod
     @abstractmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        """A small instance and data simulated from it: what tests, examples and the command line's default run on."""
+        """A small instance and data simulated from it, for tests, examples and the command line's default."""
 
     @classmethod
     @abstractmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """An instance with sensible hyperparameters for `data`, and the x to give it.
+        """An instance with sensible hyperparameters for `data`, and the x to fit it to.
 
         Raises:
             ValueError: if the model needs targets and `data` has none.
@@ -87,8 +87,8 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
 
         Args:
             x: the observed rows, shape (B, *data_shape), or None to simulate them.
-            index: which of the `size` rows of the whole data these are, shape (B,). Their log likelihood is scaled by
-                size / B, so that the minibatch ELBO is unbiased.
+            index: positions of these rows in the whole data, shape (B,). Their log likelihood is scaled by size / B, so that
+                the minibatch ELBO is unbiased.
             size: N, the number of rows of the whole data; len(x) if not given.
         """
         h = self.prior()
@@ -96,27 +96,29 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
             return self.likelihood(h, x)
 
     def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What one wants to know, as functions of draws of the latents: by default the latents themselves.
+        """The quantities of interest, computed from draws of the latents: by default the latents themselves.
+
+        Two parametrisations of one model have the same quantities.
 
         Args:
-            h: for each latent its draws, shape (K, *shape).
+            h: the draws of each latent, shape (K, *shape).
 
         Returns:
-            For each quantity its draws, shape (K, *shape). Two parametrisations of one model have the same quantities.
+            The draws of each quantity, shape (K, *shape).
         """
         return dict(h)
 
     def simulate(self, n: int, *, seed: int) -> tuple[Any, Tensor]:
-        """Draws (h, x) from the joint, x with `n` rows. Leaves the global random state as it was.
+        """Draws (h, x) from the joint, with `n` rows of x. The global random state is left unchanged.
 
         Returns:
-            The value of the site ``"h"``, or a dictionary of all latents where it does not exist; and x.
+            The value of the site ``"h"``, or, in a model without this site, a dictionary of all latents; and x.
 
         Raises:
             ValueError: if the prior is improper.
         """
         if not self.proper:
-            raise ValueError(f"{type(self).__name__} has an improper prior, from which nothing can be drawn: give x.")
+            raise ValueError(f"{type(self).__name__} has an improper prior, which cannot be drawn from: give x.")
         with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
             torch.manual_seed(seed)
             nodes = prune_subsample_sites(poutine.trace(self).get_trace(size=n)).nodes
@@ -124,11 +126,11 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         return latents.get("h", latents), nodes["x"]["value"]
 
     def check_data(self, x: Tensor) -> None:
-        """Raises a TypeError or ValueError that names the first row of `x` which this model cannot have produced."""
+        """Raises a TypeError or ValueError that names the first row of `x` that this model cannot produce."""
         check_rows(x, self.data_shape, self.support, self.dtype, owner=type(self).__name__)
 
     def declare(self, name: str, value: Tensor, constraint: constraints.Constraint = constraints.real) -> None:
-        """Makes `value` the attribute `name`: learned within `constraint` if it is a Parameter, else fixed."""
+        """Stores `value` as the attribute `name`: learned within `constraint` if it is a Parameter, else fixed."""
         if not isinstance(value, torch.nn.Parameter):
             self.register_buffer(name, value)
         elif constraint is constraints.real:
@@ -138,7 +140,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating dtype of the model's numbers, which the data must share."""
+        """The floating dtype of the model's tensors, which the data must share."""
         return next(t.dtype for t in (*self.buffers(), *self.parameters()) if t.is_floating_point())
 
 
@@ -146,73 +148,99 @@ class LocalModel(Model):
     """One latent h_i for each datum: p(x, h) = ∏_i p(x_i | h_i) p(h_i)."""
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """The joint; the plate "data" is around both factors. Arguments as in `Model.forward`."""
+        """The joint, with both factors inside the plate "data". Arguments as in `Model.forward`."""
         with data_plate(x, index, size):
             return self.likelihood(self.prior(), x)
 
 
-class HierarchicalModel(Model):
-    """Latents shared by all data, and local ones for each datum: p(x, h) = p(h) ∏_i p(x_i | h, h_i) p(h_i | h).
-
-    A subclass declares `prior` for the shared latents and `local_prior`, which adds the local ones; both return
-    dictionaries. The number of data is fixed by the model (`rows`).
-    """
+class _SizedModel(Model):
+    """A model built for a fixed number of data: its likelihood looks up by index what it needs for each datum."""
 
     @property
     @abstractmethod
-    def rows(self) -> int:
+    def size(self) -> int:
         """N, the number of data."""
 
     @abstractmethod
-    def local_prior(self, h: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Draws each datum's latents given the shared ones `h`, inside the data plate; returns all latents."""
-
-    @abstractmethod
     def likelihood(self, h: Any, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        """Draws x ~ p(x | h) at the site ``"x"``, or scores the rows `x`, whose places in the whole data are `index`."""
+        """Draws x ~ p(x | h) at the site ``"x"``, or scores the rows `x`, whose positions in the whole data are `index`."""
+
+    def local_prior(self, h: Any) -> Any:
+        """Draws the latents of each datum given the shared ones `h`, inside the data plate; returns all latents."""
+        return h
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """The joint. Arguments as in `Model.forward`; `size` is `rows`."""
-        _check_size(self, size, self.rows)
+        """The joint. Arguments as in `Model.forward`; `size` is the model's own."""
+        if size not in (None, self.size):
+            raise ValueError(f"{type(self).__name__}: size is {size}, but the model was built for {self.size} data.")
         h = self.prior()
-        with data_plate(x, index, self.rows):
+        with data_plate(x, index, self.size):
             return self.likelihood(self.local_prior(h), x, index)
 
     def check_data(self, x: Tensor) -> None:
-        """Checks `x` as every model does, and that it has `rows` rows."""
+        """Checks `x` as every model does, and that it has `size` rows."""
         super().check_data(x)
-        _check_rows(self, x, self.rows)
+        if len(x) != self.size:
+            raise ValueError(
+                f"{type(self).__name__}: x has {len(x)} rows, but the model was built for {self.size} data: give one row of x "
+                "for each of them, or build a model for these data."
+            )
 
 
-class RegressionModel(Model):
-    """One latent h for all the data, and a row of covariates for each datum.
+class HierarchicalModel(_SizedModel):
+    """Latents shared by all data, and local ones for each datum: p(x, h) = p(h) ∏_i p(x_i | h, h_i) p(h_i | h).
 
-    A subclass registers `covariates`, shape (N, p), and its `likelihood` takes the `index` of the rows it scores.
+    A subclass declares `prior` for the shared latents and `local_prior` for the local ones; both return dictionaries.
+    """
+
+    @abstractmethod
+    def local_prior(self, h: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws the latents of each datum given the shared ones `h`, inside the data plate; returns all latents."""
+
+
+class RegressionModel(_SizedModel):
+    """One latent h for all the data, and a row of covariates for each datum, a number x_i.
+
+    Args:
+        covariates: shape (N, p).
     """
 
     covariates: Tensor
 
-    @abstractmethod
-    def likelihood(self, h: Any, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        """Draws x ~ p(x | h, covariates[index]) at the site ``"x"``, or scores the rows `x`."""
+    def __init__(self, covariates: Tensor) -> None:
+        super().__init__()
+        self.declare("covariates", matrix("covariates", covariates, "N", "p"))
 
-    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """The joint. Arguments as in `Model.forward`; `size` is the number of rows of the covariates."""
-        rows = len(self.covariates)
-        _check_size(self, size, rows)
-        h = self.prior()
-        with data_plate(x, index, rows):
-            return self.likelihood(h, x, index)
+    @classmethod
+    def standardised(cls, data: Dataset) -> tuple[Tensor, Tensor]:
+        """Covariates and targets of `data` with mean 0 and standard deviation 1; constant columns are left out.
 
-    def check_data(self, x: Tensor) -> None:
-        """Checks `x` as every model does, and that it has a row for each row of the covariates."""
-        super().check_data(x)
-        _check_rows(self, x, len(self.covariates))
+        Raises:
+            ValueError: if `data` has no targets.
+        """
+        if data.y is None:
+            raise ValueError(f"{cls.__name__} needs targets, but the data set {data.name!r} has none: give one with y.")
+        scale, y = data.x.std(0), data.y.double()
+        covariates = ((data.x - data.x.mean(0)) / scale)[:, scale > 0]
+        return covariates, ((data.y - y.mean()) / y.std()).to(covariates.dtype)
+
+    @property
+    def size(self) -> int:
+        return len(self.covariates)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return ()
+
+    def predictor(self, weights: Tensor, index: Tensor | None) -> Tensor:
+        """covariates_i · weights for the rows at `index`, or for all: shape (*, B)."""
+        covariates = self.covariates if index is None else self.covariates[index]
+        return (covariates * weights).sum(-1)
 
 
 @runtime_checkable
 class Tractable(Protocol):
-    """A model whose algebra is closed. Its answers give the ELBO by two independent routes, which must agree."""
+    """A model with closed-form answers. They give the ELBO by two independent routes, which must agree."""
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """p(h | x): batch shape (N,) for a local model, () for a global one."""
@@ -223,30 +251,17 @@ class Tractable(Protocol):
     def expected_log_likelihood(self, q: Any, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] in closed form: shape (N,) for a local model, () for a global one.
 
-        q is Gaussian; where the prior is conjugate and not Gaussian, q is of the prior's family.
+        q is Gaussian; if the prior is conjugate but not Gaussian, q is of the prior's family.
         """
 
 
 def data_plate(x: Tensor | None, index: Tensor | None, size: int | None) -> pyro.plate:
-    """The plate "data" of `size` rows, subsampled at `index`, so that the minibatch scale is size / len(index)."""
+    """The plate "data" of `size` rows, subsampled at `index`: the minibatch scale is size / len(index)."""
     if x is None and size is None:
         raise ValueError("neither x nor size is given: pass the data x, or size=N to simulate N rows.")
     if index is not None and size is None:
-        raise ValueError("index is given without size: pass size=N, the rows of the whole data, to scale the minibatch.")
-    rows = size if index is None else len(index)
-    if x is not None and rows is not None and len(x) != rows:
-        raise ValueError(f"x has {len(x)} rows where {rows} are expected: pass x[index] with index=index and size=N.")
+        raise ValueError("index is given without size: pass size=N, the number of rows of the whole data.")
+    expected = size if index is None else len(index)
+    if x is not None and expected is not None and len(x) != expected:
+        raise ValueError(f"x has {len(x)} rows where {expected} are expected: pass x[index] with index=index and size=N.")
     return pyro.plate("data", len(x) if size is None and x is not None else size, subsample=index, dim=-1)
-
-
-def _check_size(model: Model, size: int | None, rows: int) -> None:
-    if size not in (None, rows):
-        raise ValueError(f"{type(model).__name__}: size is {size}, but the covariates have {rows} rows.")
-
-
-def _check_rows(model: Model, x: Tensor, rows: int) -> None:
-    if len(x) != rows:
-        raise ValueError(
-            f"{type(model).__name__}: x has {len(x)} rows, but the covariates have {rows}; "
-            "give one x for each row of the covariates."
-        )

@@ -1,4 +1,4 @@
-"""Coins of unknown bias: the smallest conjugate model that is not Gaussian."""
+"""Coins with unknown bias: the smallest conjugate model that is not Gaussian."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BetaBernoulli(Model):
 
     Args:
         dim: d.
-        successes, failures: pseudo-counts of the prior, positive numbers or tensors of shape (d,).
+        successes, failures: pseudo-counts of the prior, positive numbers or shape (d,).
 
     Reference: Gelman, Carlin, Stern, Dunson, Vehtari & Rubin, "Bayesian Data Analysis" (2013), section 2.4.
     """
@@ -49,7 +49,7 @@ class BetaBernoulli(Model):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """Each entry of x is 1 where it is above the middle of the data's range."""
+        """An entry of x is 1 if the data's entry is above the middle of their range, else 0."""
         x = (data.x > (data.x.min() + data.x.max()) / 2).to(data.x.dtype)
         return cls(x.shape[-1]).to(x.dtype), x
 

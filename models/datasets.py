@@ -1,4 +1,4 @@
-"""Data that comes with scikit-learn, as tensors: what runs everywhere without a download."""
+"""Data sets that ship with scikit-learn, as tensors: available everywhere without a download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def digits(*, scaled: bool = True, binarised: bool = False) -> Dataset:
 
     Args:
         scaled: divide the pixel values, 0 … 16, by 16.
-        binarised: 1 where a pixel is above half its range, else 0 (implies `scaled`).
+        binarised: 1 if a pixel is above half its range, else 0 (implies `scaled`).
 
     Source: Alpaydin & Kaynak, "Optical recognition of handwritten digits" (UCI, 1998), through scikit-learn.
     """
@@ -39,7 +39,7 @@ def digits(*, scaled: bool = True, binarised: bool = False) -> Dataset:
 
 
 def diabetes() -> Dataset:
-    """442 patients: ten covariates x, shape (442, 10), and the progression of the disease y.
+    """442 patients: ten covariates x, shape (442, 10), and the progression y of the disease after a year.
 
     Source: Efron, Hastie, Johnstone & Tibshirani, "Least angle regression" (2004), through scikit-learn.
     """
@@ -51,16 +51,16 @@ def diabetes() -> Dataset:
 
 
 def train_test_split(data: Dataset, *, test: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Splits the rows at random into a training and a test set; `test` is the fraction of the second.
+    """Splits the rows at random into a training set and a test set; `test` is the fraction of rows in the test set.
 
     Raises:
         ValueError: if either set would be empty.
     """
-    rows = len(data.x)
-    held_out = round(test * rows)
-    if not 0 < held_out < rows:
-        raise ValueError(f"test={test} of {rows} rows leaves a set empty; it must be between 0 and 1.")
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    n = len(data.x)
+    held_out = round(test * n)
+    if not 0 < held_out < n:
+        raise ValueError(f"test={test} of {n} rows leaves a set empty: give a fraction between 0 and 1, or more rows.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
     def take(index: Tensor) -> Dataset:
         return Dataset(data.name, data.x[index], None if data.y is None else data.y[index])

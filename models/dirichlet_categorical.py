@@ -1,4 +1,4 @@
-"""Categories of unknown frequency: the smallest model whose latent lies on a simplex."""
+"""Categories with unknown frequencies: the smallest model whose latent lies on a simplex."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DirichletCategorical(Model):
 
     Args:
         categories: k, at least 2.
-        concentration: pseudo-counts of the prior, a positive number or a tensor of shape (k,).
+        concentration: pseudo-counts of the prior, a positive number or shape (k,).
 
     Reference: Gelman, Carlin, Stern, Dunson, Vehtari & Rubin, "Bayesian Data Analysis" (2013), section 3.4.
     """
@@ -49,7 +49,7 @@ class DirichletCategorical(Model):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """The labels, where they are integers; else the column that is largest in each row."""
+        """The labels if they are integers, else the position of the largest entry in each row."""
         labels = data.x.argmax(-1) if data.y is None or data.y.is_floating_point() else data.y - data.y.min()
         x = torch.nn.functional.one_hot(labels).to(data.x.dtype)
         return cls(x.shape[-1]).to(x.dtype), x

@@ -1,4 +1,4 @@
-"""Factor analysis: a few Gaussian factors behind each datum, every one with its own noise."""
+"""Factor analysis: a few Gaussian factors behind each datum, and a noise scale for each coordinate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive, real
+from .arguments import matrix, positive, real
 from .base import LocalModel
 from .datasets import Dataset
 from .gaussian import LinearGaussian
@@ -25,20 +25,19 @@ class FactorAnalysis(LinearGaussianModel, LocalModel):
         h_i ~ Normal(0, I_k)
         x_i ~ Normal(loading h_i + mean, noise_scale)       i = 1 … N
 
-    Whatever is given as a `torch.nn.Parameter` is learned by a fit; whatever is given as a tensor or a number stays fixed.
-    The posterior mean is linear in x_i and its covariance the same for every i, so a linear encoder with a full-rank family
-    reaches it exactly.
+    An argument given as a `torch.nn.Parameter` is learned by a fit; a tensor or a number stays fixed. The posterior mean is
+    linear in x_i and its covariance the same for every i, so a linear encoder with a full-rank family reaches it exactly.
 
     Args:
         loading: shape (d, k).
         mean: a number or shape (d,).
-        noise_scale: standard deviations, a number or shape (d,).
+        noise_scale: standard deviation of each coordinate, a number or shape (d,).
 
     Reference: Bartholomew, Knott & Moustaki, "Latent Variable Models and Factor Analysis" (2011), chapter 3.
     """
 
     isotropic: ClassVar[bool] = False
-    """Whether one noise_scale serves all coordinates."""
+    """Whether all coordinates share one noise_scale."""
 
     loading: Tensor
     mean: Tensor
@@ -46,9 +45,7 @@ class FactorAnalysis(LinearGaussianModel, LocalModel):
 
     def __init__(self, loading: Tensor, mean: Tensor | float = 0.0, noise_scale: Tensor | float = 1.0) -> None:
         super().__init__()
-        if not isinstance(loading, Tensor) or loading.dim() != 2 or loading.numel() == 0:
-            raise ValueError("loading must be a tensor of shape (d, k) with d > 0 and k > 0.")
-        self.declare("loading", real("loading", loading, tuple(loading.shape)))
+        self.declare("loading", matrix("loading", loading, "d", "k"))
         self.declare("mean", real("mean", mean, (len(loading),), like=loading))
         noise_shape = () if self.isotropic else (len(loading),)
         self.declare("noise_scale", positive("noise_scale", noise_scale, noise_shape, like=loading), constraints.positive)
@@ -64,12 +61,12 @@ class FactorAnalysis(LinearGaussianModel, LocalModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, factors: int | None = None) -> tuple[Self, Tensor]:
-        """Loading, mean and noise by scikit-learn's maximum likelihood, with `factors` factors: 8, or fewer than columns."""
+        """Loading, mean and noise by scikit-learn's maximum likelihood; `factors` is by default 8, or columns − 1 if fewer."""
         from sklearn.decomposition import FactorAnalysis as MaximumLikelihood
 
         factors = min(8, data.x.shape[-1] - 1) if factors is None else factors
         if not 1 <= factors < data.x.shape[-1]:
-            raise ValueError(f"FactorAnalysis: factors is {factors}, but must be from 1 to {data.x.shape[-1] - 1}.")
+            raise ValueError(f"FactorAnalysis: factors must be from 1 to {data.x.shape[-1] - 1}, but is {factors}.")
         best = MaximumLikelihood(factors, svd_method="lapack").fit(data.x.double().numpy())
         noise = torch.from_numpy(best.noise_variance_).clamp(min=1e-6 * float(data.x.var())).sqrt()
         to = data.x.dtype

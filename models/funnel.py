@@ -1,4 +1,4 @@
-"""Neal's funnel: the shape of every centred hierarchical posterior with little data."""
+"""Neal's funnel: the shape of a centred hierarchical posterior with few data."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Funnel"]
 
 
 class Funnel(Target):
-    r"""h in R^d, whose first coordinate is the log variance of the others.
+    r"""A log variance h_1 and the d − 1 variables that it scales.
 
         h_1 ~ Normal(0, scale)
         h_j ~ Normal(0, exp(h_1 / 2))         j = 2 … d
 
-    A Gaussian q cannot be wide where the funnel is wide and narrow where it is narrow. `centered=False` is the same posterior
-    through h̃ ~ Normal(0, I), which every Gaussian family reaches: what reparameterising buys.
+    No Gaussian q is both wide at the mouth of the funnel and narrow at its neck. With `centered=False` the latent is
+    h̃ ~ Normal(0, I), of which h is a function: every Gaussian family contains that posterior.
 
     Args:
         dim: d, at least 2.
         scale: standard deviation of h_1.
-        centered: whether the latent is h itself, or h̃.
+        centered: whether the latent is h or h̃.
 
     Reference: Neal, "Slice sampling" (2003), section 8.
     """
@@ -48,7 +48,7 @@ class Funnel(Target):
         return dist.TransformedDistribution(base, [_Funnel(self.scale)]) if self.centered else base
 
     def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The funnel's h, shape (K, d), whichever the parametrisation."""
+        """h of the funnel, shape (K, d), in both parametrisations."""
         return {"h": h["h"] if self.centered else _Funnel(self.scale)(h["h"])}
 
 

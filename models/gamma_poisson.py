@@ -1,4 +1,4 @@
-"""Counts of unknown rate."""
+"""Counts with an unknown rate."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["GammaPoisson"]
 class GammaPoisson(Model):
     r"""The rates h in (0, ∞)^d of counts.
 
-        h   ~ Gamma(shape, rate)       in each of the d coordinates; mean shape / rate
+        h   ~ Gamma(shape, rate)       in each of the d coordinates, with mean shape / rate
         x_i ~ Poisson(h)               i = 1 … N
 
     The posterior is Gamma(shape + Σ x_i, rate + N) in each coordinate.
 
     Args:
         dim: d.
-        shape, rate: positive numbers or tensors of shape (d,).
+        shape, rate: positive numbers or shape (d,).
 
     Reference: Gelman, Carlin, Stern, Dunson, Vehtari & Rubin, "Bayesian Data Analysis" (2013), section 2.6.
     """
@@ -49,7 +49,7 @@ class GammaPoisson(Model):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """x as counts from 0 to 16, which is what the digits' pixels count."""
+        """The data scaled to counts from 0 to 16, the range of the digits' pixels."""
         low, high = data.x.min(), data.x.max()
         x = (16 * (data.x - low) / (high - low)).round()
         return cls(x.shape[-1], shape=1.0, rate=float(1 / x.mean())).to(x.dtype), x

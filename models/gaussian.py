@@ -1,4 +1,4 @@
-"""What the conjugate models need of Gaussian distributions, and the dense linear-Gaussian solver they are tested against."""
+"""Gaussian algebra of the conjugate models, and the dense linear-Gaussian solver that they are tested against."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
-__all__ = ["LinearGaussian", "expected_log_normal", "moments"]
+__all__ = ["LinearGaussian", "mean_and_covariance", "reconstruction"]
 
 
-def moments(q: Distribution) -> tuple[Tensor, Tensor]:
+def mean_and_covariance(q: Distribution) -> tuple[Tensor, Tensor]:
     """Mean (..., k) and covariance (..., k, k) of a Gaussian over R^k.
 
     Raises:
@@ -25,16 +25,17 @@ def moments(q: Distribution) -> tuple[Tensor, Tensor]:
     raise TypeError(f"a Gaussian over R^k is needed for a closed form, but q is {q}.")
 
 
-def expected_log_normal(x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor) -> Tensor:
-    """E[log N(x; m, scale²)], elementwise, where m is Gaussian with the given mean and variance."""
-    return dist.Normal(mean, scale).log_prob(x) - 0.5 * variance / scale**2
+def reconstruction(q: Distribution, x: Tensor, noise_scale: Tensor) -> Tensor:
+    """E_q[log N(x; h, noise_scale²)] for each entry of x, where q is a Gaussian over h with the event shape of x."""
+    mean, covariance = mean_and_covariance(q)
+    return _expected_log_normal(x, mean, covariance.diagonal(dim1=-2, dim2=-1), noise_scale)
 
 
 class LinearGaussian(NamedTuple):
     r"""h ~ N(prior_loc, diag prior_scale²), x | h ~ N(loading h + offset, diag noise_scale²), with h in R^k, x in R^d.
 
-    The posterior is N(m, P⁻¹) with precision P = diag(prior_scale⁻²) + Wᵀ diag(noise_scale⁻²) W, W the loading, and
-    m = prior_loc + P⁻¹ Wᵀ diag(noise_scale⁻²) (x − offset − W prior_loc) (Bishop 2006, equations 2.113–2.117). Costs
+    The posterior is N(m, P⁻¹) with precision P = diag(prior_scale⁻²) + Wᵀ diag(noise_scale⁻²) W, where W is the loading, and
+    m = prior_loc + P⁻¹ Wᵀ diag(noise_scale⁻²) (x − offset − W prior_loc) (Bishop 2006, equations 2.113–2.117). It costs
     O(dk² + k³) once and O(dk) for each x.
     """
 
@@ -64,9 +65,14 @@ class LinearGaussian(NamedTuple):
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for Gaussian q, shape x.shape[:-1]."""
-        mean, covariance = moments(q)
+        mean, covariance = mean_and_covariance(q)
         variance = torch.einsum("dk,...kl,dl->...d", self.loading, covariance, self.loading)
-        return expected_log_normal(x, self._mean(mean), variance, self.noise_scale).sum(-1)
+        return _expected_log_normal(x, self._mean(mean), variance, self.noise_scale).sum(-1)
 
     def _mean(self, h: Tensor) -> Tensor:
         return h @ self.loading.mT + self.offset
+
+
+def _expected_log_normal(x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor) -> Tensor:
+    """E[log N(x; m, scale²)] for each entry, where m is Gaussian with the given mean and variance."""
+    return dist.Normal(mean, scale).log_prob(x) - 0.5 * variance / scale**2

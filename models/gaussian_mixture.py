@@ -1,4 +1,4 @@
-"""A mixture of Gaussians: a discrete latent for each datum, exact by enumeration."""
+"""A mixture of Gaussians: one discrete latent for each datum, exact by enumeration."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
-from .arguments import positive, real
+from .arguments import matrix, positive
 from .base import LocalModel
 from .datasets import Dataset
 
@@ -20,18 +19,18 @@ __all__ = ["GaussianMixture"]
 
 
 class GaussianMixture(LocalModel):
-    r"""Which of k components h_i in {0 … k − 1} each x_i in R^d comes from.
+    r"""The component h_i in {0 … k − 1} of each x_i in R^d.
 
         h_i ~ Categorical(weights)
         x_i ~ Normal(loc[h_i], scale[h_i])         in each of the d coordinates, i = 1 … N
 
-    The posterior sums over k assignments, so it is exact. h is discrete: continuous families do not apply to it;
-    `guides.Posterior` does, and so does Pyro's enumeration (`TraceEnum_ELBO`), under which parameters are learned.
+    The posterior is exact, by a sum over the k components. h is discrete, so continuous families do not apply;
+    `guides.Posterior` does, and so does Pyro's enumeration (`TraceEnum_ELBO`), which also learns parameters.
 
     Args:
-        loc: means of the components, shape (k, d).
+        loc: means of the components, shape (k, d). A `torch.nn.Parameter` given as loc or scale is learned.
         scale: their standard deviations, a number or shape (k, d).
-        weights: their probabilities, shape (k,); equal by default. A `torch.nn.Parameter` given as loc or scale is learned.
+        weights: their probabilities, shape (k,), normalised here; equal by default.
 
     Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 9.2.
     """
@@ -42,20 +41,11 @@ class GaussianMixture(LocalModel):
 
     def __init__(self, loc: Tensor, scale: Tensor | float = 1.0, weights: Tensor | None = None) -> None:
         super().__init__()
-        if not isinstance(loc, Tensor) or loc.dim() != 2 or loc.numel() == 0:
-            raise ValueError("loc must be a tensor of shape (k, d) with k > 0 and d > 0.")
-        loc = real("loc", loc, tuple(loc.shape))
-        scale = positive("scale", scale, tuple(loc.shape), like=loc)
+        loc = matrix("loc", loc, "k", "d")
+        self.declare("loc", loc)
+        self.declare("scale", positive("scale", scale, tuple(loc.shape), like=loc), constraints.positive)
         weights = loc.detach().new_ones(len(loc)) if weights is None else weights
         weights = positive("weights", weights, (len(loc),), like=loc)
-        if isinstance(loc, torch.nn.Parameter):
-            self.loc = loc
-        else:
-            self.register_buffer("loc", loc)
-        if isinstance(scale, torch.nn.Parameter):
-            self.scale = PyroParam(scale.detach().clone(), constraint=constraints.positive)
-        else:
-            self.register_buffer("scale", scale)
         self.register_buffer("weights", weights / weights.sum())
 
     @classmethod
@@ -65,7 +55,7 @@ class GaussianMixture(LocalModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, components: int = 10) -> tuple[Self, Tensor]:
-        """Components by scikit-learn's maximum likelihood."""
+        """The maximum-likelihood components of scikit-learn, with 1 % of the data's variance added to each variance."""
         from sklearn.mixture import GaussianMixture as MaximumLikelihood
 
         spread = float(data.x.var())

@@ -1,4 +1,4 @@
-"""Gaussian process regression: as many correlated latents as data, with an exact evidence to hold a sparse bound against."""
+"""Gaussian process regression: as many correlated latents as data, and an exact evidence to compare a sparse bound with."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive, real
+from .arguments import positive
 from .base import RegressionModel
 from .datasets import Dataset
-from .gaussian import expected_log_normal, moments
+from .gaussian import reconstruction
 
 __all__ = ["GaussianProcess"]
 
 
 class GaussianProcess(RegressionModel):
-    r"""The values h in R^N of a smooth function at N places.
+    r"""The values h in R^N of a smooth function at N inputs.
 
         K_ij = scale² exp(−|covariates_i − covariates_j|² / (2 lengthscale²)) + jitter 1[covariates_i = covariates_j]
         h   ~ Normal(0, K)
         x_i ~ Normal(h_i, noise_scale)              i = 1 … N
 
-    The posterior is Gaussian and dense. Where N is too large for it, a sparse bound through M inducing places costs O(N M²);
-    here it can be held against the exact evidence (`sparse_elbo`).
+    The posterior is Gaussian and dense. For large N a sparse bound through M inducing inputs costs O(N M²) instead of O(N³);
+    here it can be compared with the exact evidence (`sparse_elbo`).
 
     Args:
-        covariates: the places, shape (N, p).
-        lengthscale, scale, noise_scale: positive numbers; the latter two are standard deviations.
-        jitter: a variance that keeps K positive definite in floating point, in units of scale².
+        covariates: the inputs, shape (N, p).
+        lengthscale: a positive number, in the unit of the inputs.
+        scale: standard deviation of the function, a positive number.
+        noise_scale: standard deviation of x_i given h_i, a positive number.
+        jitter: variance that keeps K positive definite in floating point, in units of scale².
 
     References: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), chapter 2; Titsias, "Variational
     learning of inducing variables in sparse Gaussian processes" (2009).
@@ -50,10 +52,7 @@ class GaussianProcess(RegressionModel):
         noise_scale: Tensor | float = 1.0,
         jitter: float = 1e-4,
     ) -> None:
-        super().__init__()
-        if not isinstance(covariates, Tensor) or covariates.dim() != 2 or covariates.numel() == 0:
-            raise ValueError("covariates must be a tensor of shape (N, p) with N > 0 and p > 0.")
-        self.register_buffer("covariates", real("covariates", covariates, tuple(covariates.shape)))
+        super().__init__(covariates)
         self.register_buffer("lengthscale", positive("lengthscale", lengthscale, (), like=covariates))
         self.register_buffer("scale", positive("scale", scale, (), like=covariates))
         self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (), like=covariates))
@@ -68,24 +67,16 @@ class GaussianProcess(RegressionModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, rows: int = 100) -> tuple[Self, Tensor]:
-        """The first `rows` rows, covariates and targets standardised."""
-        if data.y is None:
-            raise ValueError(f"GaussianProcess needs targets, but the data set {data.name!r} has none.")
-        spread = data.x.std(0)
-        covariates = ((data.x - data.x.mean(0)) / spread)[:rows, spread > 0]
-        x = ((data.y - data.y.double().mean()) / data.y.double().std()).to(covariates.dtype)[:rows]
+        """The first `rows` rows of the standardised covariates and targets."""
+        covariates, x = (part[:rows] for part in cls.standardised(data))
         return cls(covariates, lengthscale=2 * covariates.shape[1] ** 0.5, noise_scale=0.7), x
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        return ()
 
     def prior(self) -> Tensor:
         scale_tril = torch.linalg.cholesky(self.covariance(self.covariates, self.covariates))
         return pyro.sample("h", dist.MultivariateNormal(torch.zeros_like(scale_tril[0]), scale_tril=scale_tril))
 
     def likelihood(self, h: Tensor, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        # h is one function for all data, so its last dimension takes the data plate's place.
+        # h is one function for all data, so its last dimension becomes the dimension of the data plate.
         mean = (h if index is None else h[..., index]).squeeze(-2) if h.dim() > 1 else h if index is None else h[index]
         return pyro.sample("x", dist.Normal(mean, self.noise_scale), obs=x)
 
@@ -105,29 +96,28 @@ class GaussianProcess(RegressionModel):
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)
-        mean, covariance = moments(q)
-        return expected_log_normal(x, mean, covariance.diagonal(dim1=-2, dim2=-1), self.noise_scale).sum(-1)
+        return reconstruction(q, x, self.noise_scale).sum(-1)
 
     def covariance(self, a: Tensor, b: Tensor) -> Tensor:
-        """K between the places `a`, shape (n, p), and `b`, shape (m, p): shape (n, m)."""
+        """K between the inputs `a`, shape (n, p), and `b`, shape (m, p): shape (n, m)."""
         squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
         kernel = torch.exp(-0.5 * squared / self.lengthscale**2) + self.jitter * (squared == 0)
         return self.scale**2 * kernel
 
     def sparse_elbo(self, inducing: Tensor, x: Tensor) -> Tensor:
-        r"""The highest ELBO through the function's values at the places `inducing`, shape (M, p), in closed form.
+        r"""The highest ELBO through the function's values at the inputs `inducing`, shape (M, p), in closed form.
 
         log N(x; 0, Q + noise_scale² I) − tr(K − Q) / (2 noise_scale²) with Q = K_nm K_mm⁻¹ K_mn (Titsias 2009, equation 9).
-        It is log p(x) if `inducing` holds all the covariates, and lower otherwise.
+        It equals log p(x) if `inducing` holds all the covariates, and is lower otherwise.
         """
         projected = self._projected(inducing, x)
         explained = projected.mT @ projected
         evidence = dist.MultivariateNormal(torch.zeros_like(x), explained + self._noise(len(x))).log_prob(x)
-        missed = len(x) * self.scale**2 * (1 + self.jitter) - explained.diagonal().sum()
-        return evidence - 0.5 * missed / self.noise_scale**2
+        unexplained = len(x) * self.scale**2 * (1 + self.jitter) - explained.diagonal().sum()
+        return evidence - 0.5 * unexplained / self.noise_scale**2
 
     def sparse_posterior(self, inducing: Tensor, x: Tensor) -> dist.MultivariateNormal:
-        """The q(h) that `sparse_elbo` is the ELBO of, if the places `inducing` are among the covariates."""
+        """The q(h) whose ELBO is `sparse_elbo`, if the inputs `inducing` are among the covariates."""
         projected = self._projected(inducing, x)
         inner = torch.eye(len(inducing), dtype=x.dtype) + projected @ projected.mT / self.noise_scale**2
         mean = projected.mT @ torch.linalg.solve(inner, projected @ x) / self.noise_scale**2
@@ -141,5 +131,5 @@ class GaussianProcess(RegressionModel):
         lower = torch.linalg.cholesky(self.covariance(inducing, inducing))
         return torch.linalg.solve_triangular(lower, self.covariance(inducing, self.covariates), upper=False)
 
-    def _noise(self, rows: int) -> Tensor:
-        return self.noise_scale**2 * torch.eye(rows, dtype=self.covariates.dtype)
+    def _noise(self, n: int) -> Tensor:
+        return self.noise_scale**2 * torch.eye(n, dtype=self.covariates.dtype)

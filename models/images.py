@@ -1,4 +1,4 @@
-"""Image data that does not come with a package: MNIST and the Olivetti faces, from a file or a public loader."""
+"""Image data that no package ships: MNIST and the Olivetti faces, from a file or a public loader."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["binarise", "faces", "mnist"]
 
 
 def mnist(*, train: bool = True, binarised: bool = False, path: Path | str | None = None) -> Dataset:
-    """60 000 (or, not `train`, 10 000) handwritten digits, x in [0, 1] of shape (N, 28, 28), and their labels.
+    """60 000 handwritten digits (10 000 if not `train`), x in [0, 1] of shape (N, 28, 28), and their labels.
 
     Args:
-        train: the training or the test images, in the official order.
-        binarised: draw each pixel once as Bernoulli(grey value), always the same; `binarise` does it anew in each step.
-        path: mnist.npz with x_train, y_train, x_test, y_test in uint8, or the folder that holds it; by default the folder
-            named by the environment variable TAUT_DATA, else torchvision, which downloads it to ~/.cache/taut.
+        train: return the training images rather than the test images, in the official order.
+        binarised: draw each pixel as Bernoulli(grey value) with a fixed seed; use `binarise` for new draws in each step.
+        path: mnist.npz with x_train, y_train, x_test, y_test in uint8, or its folder. The default is the folder in the
+            environment variable TAUT_DATA, or else torchvision, which downloads to ~/.cache/taut.
 
     Raises:
         FileNotFoundError: if there is neither a file nor torchvision.
@@ -37,7 +37,7 @@ def mnist(*, train: bool = True, binarised: bool = False, path: Path | str | Non
             from torchvision.datasets import MNIST
         except ImportError:
             raise FileNotFoundError(
-                "MNIST is not here: set TAUT_DATA to a folder with mnist.npz, pass its path, or install torchvision."
+                "mnist.npz was not found: set TAUT_DATA to its folder, pass its path, or install torchvision."
             ) from None
         loaded = MNIST(Path("~/.cache/taut").expanduser(), train=train, download=True)
         x, y = loaded.data.numpy(), loaded.targets.numpy()
@@ -46,11 +46,11 @@ def mnist(*, train: bool = True, binarised: bool = False, path: Path | str | Non
 
 
 def faces(*, path: Path | str | None = None) -> Dataset:
-    """400 photographs of 40 faces, x in [0, 1] of shape (400, 64, 64), and whose face each is.
+    """400 photographs of 40 people, x in [0, 1] of shape (400, 64, 64), and the number of the person on each.
 
     Args:
-        path: orl_faces_64x64.npz with x in uint8 and subject, or the folder that holds it; by default the folder named by
-            the environment variable TAUT_DATA, else scikit-learn's fetcher, which downloads it.
+        path: orl_faces_64x64.npz with x in uint8 and subject, or its folder. The default is the folder in the environment
+            variable TAUT_DATA, or else scikit-learn's fetcher, which downloads the data.
 
     Source: Samaria & Harter, "Parameterisation of a stochastic model for human face identification" (1994), AT&T Cambridge.
     """
@@ -64,9 +64,9 @@ def faces(*, path: Path | str | None = None) -> Dataset:
 
 
 def binarise(x: Tensor, *, seed: int | None = None) -> Tensor:
-    """Draws each pixel as Bernoulli(grey value): statically with a `seed`, dynamically, from the global state, without.
+    """Draws each pixel as Bernoulli(grey value), with a `seed` always the same values, without it from the global state.
 
-    As `fit(..., transform=binarise)` each minibatch is drawn anew, which is dynamic binarisation.
+    `fit(..., transform=binarise)` is dynamic binarisation: every minibatch is drawn again in every step.
 
     Raises:
         ValueError: if a grey value is outside [0, 1].
@@ -80,7 +80,9 @@ def binarise(x: Tensor, *, seed: int | None = None) -> Tensor:
         low, high = float(x.min()), float(x.max())
         if low >= 0 and high <= 1:
             raise
-        raise ValueError(f"binarise: grey values must lie in [0, 1], but range from {low:g} to {high:g}.") from error
+        raise ValueError(
+            f"binarise: grey values must lie in [0, 1], but range from {low:g} to {high:g}: rescale x."
+        ) from error
 
 
 def _file(name: str, path: Path | str | None) -> Path | None:
@@ -91,7 +93,7 @@ def _file(name: str, path: Path | str | None) -> Path | None:
     file = Path(path)
     file = file / name if file.is_dir() else file
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there: pass the path of {name}, or of the folder that holds it.")
+        raise FileNotFoundError(f"{file} is not there: pass the path of {name} or of its folder.")
     return file
 
 

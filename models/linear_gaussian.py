@@ -1,4 +1,4 @@
-"""Models whose latents and data are jointly Gaussian, given their parameters."""
+"""Models whose latents and data are jointly Gaussian."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["LinearGaussianModel"]
 
 
 class LinearGaussianModel(Model):
-    """The closed-form answers of a model that says which `LinearGaussian` it is: `Tractable`."""
+    """A model that states its `LinearGaussian` and so becomes `Tractable`."""
 
     @abstractmethod
     def linear_gaussian(self) -> LinearGaussian:
-        """Prior, loading, offset and noise, as they are now."""
+        """Prior, loading, offset and noise, with the current values of learned parameters."""
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         self.check_data(x)

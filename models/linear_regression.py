@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive, real
+from .arguments import positive
 from .base import RegressionModel
 from .datasets import Dataset
 from .gaussian import LinearGaussian
@@ -26,12 +26,12 @@ class LinearRegression(LinearGaussianModel, RegressionModel):
         x_i ~ Normal(covariates_i · h, noise_scale)         i = 1 … N
 
     The posterior precision is diag(prior_scale⁻²) + covariatesᵀ covariates / noise_scale²: correlated covariates correlate
-    the weights, so mean field stops at an optimum that is worse by a known amount (`inference.best_elbo`).
+    the weights, so the best mean field stays below log p(x) by a known amount (`inference.best_elbo`).
 
     Args:
         covariates: shape (N, p).
-        prior_scale: standard deviation of a weight, a number or shape (p,).
-        noise_scale: standard deviation of a response, a number.
+        prior_scale: standard deviation of each weight, a number or shape (p,).
+        noise_scale: standard deviation of each response given h, a number.
 
     Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 3.3.
     """
@@ -40,10 +40,7 @@ class LinearRegression(LinearGaussianModel, RegressionModel):
     noise_scale: Tensor
 
     def __init__(self, covariates: Tensor, *, prior_scale: Tensor | float = 1.0, noise_scale: Tensor | float = 1.0) -> None:
-        super().__init__()
-        if not isinstance(covariates, Tensor) or covariates.dim() != 2 or covariates.numel() == 0:
-            raise ValueError("covariates must be a tensor of shape (N, p) with N > 0 and p > 0.")
-        self.declare("covariates", real("covariates", covariates, tuple(covariates.shape)))
+        super().__init__(covariates)
         features = (covariates.shape[1],)
         self.declare("prior_scale", positive("prior_scale", prior_scale, features, like=covariates), constraints.positive)
         self.declare("noise_scale", positive("noise_scale", noise_scale, (), like=covariates), constraints.positive)
@@ -57,34 +54,23 @@ class LinearRegression(LinearGaussianModel, RegressionModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """Standardises covariates and targets; the noise is the residual standard deviation of least squares."""
-        if data.y is None:
-            raise ValueError(f"LinearRegression needs targets, but the data set {data.name!r} has none.")
-        spread = data.x.std(0)
-        covariates = ((data.x - data.x.mean(0)) / spread)[:, spread > 0]
-        y = data.y.to(covariates.dtype)
-        x = (y - y.mean()) / y.std()
+        """Standardised covariates and targets; noise_scale is the residual standard deviation of least squares."""
+        covariates, x = cls.standardised(data)
         weights = torch.linalg.lstsq(covariates, x.unsqueeze(-1), driver="gelsd").solution
         residual = x - (covariates @ weights).squeeze(-1)
         return cls(covariates, noise_scale=residual.std()), x
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        return ()
 
     def prior(self) -> Tensor:
         return pyro.sample("h", dist.Normal(0.0, self.prior_scale).to_event(1))
 
     def likelihood(self, h: Tensor, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        covariates = self.covariates if index is None else self.covariates[index]
-        return pyro.sample("x", dist.Normal((covariates * h).sum(-1), self.noise_scale), obs=x)
+        return pyro.sample("x", dist.Normal(self.predictor(h, index), self.noise_scale), obs=x)
 
     def linear_gaussian(self) -> LinearGaussian:
-        rows = len(self.covariates)
         return LinearGaussian(
             prior_loc=torch.zeros_like(self.prior_scale),
             prior_scale=self.prior_scale,
             loading=self.covariates,
-            offset=self.covariates.new_zeros(rows),
-            noise_scale=self.noise_scale.expand(rows),
+            offset=self.covariates.new_zeros(self.size),
+            noise_scale=self.noise_scale.expand(self.size),
         )

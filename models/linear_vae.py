@@ -1,4 +1,4 @@
-"""The linear VAE: a variational auto-encoder whose every quantity is closed form."""
+"""The linear VAE: a variational auto-encoder with a closed form for every quantity."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["LinearVAE"]
 
 
 class LinearVAE(LinearGaussianModel, VAE):
-    r"""A VAE with a linear decoder W and Gaussian noise of one learned scale.
+    r"""A VAE with a linear decoder W and Gaussian noise with one learned scale.
 
         h_i ~ Normal(0, I_k)
         x_i ~ Normal(W h_i + offset, noise_scale)       i = 1 … N
 
-    The best parameters are probabilistic PCA, in closed form (`optimum`); a mean-field guide with a linear encoder can reach
-    them, with the columns of W orthogonal, and the ELBO has no other stable maximum there.
+    Maximum likelihood is probabilistic PCA, in closed form (`optimum`). A mean-field guide with a linear encoder reaches it
+    with orthogonal columns of W, and its ELBO has no other stable maximum.
 
     Args:
-        dim: d, entries of x_i.
+        dim: d, the number of entries of x_i.
         latents: k < d.
-        noise_scale: standard deviation that a fit starts from.
+        noise_scale: standard deviation of the noise that a fit starts from.
 
     Reference: Lucas, Tucker, Grosse & Norouzi, "Don't blame the ELBO! A linear VAE perspective on posterior collapse" (2019).
     """
@@ -39,7 +39,7 @@ class LinearVAE(LinearGaussianModel, VAE):
 
     def __init__(self, dim: int, latents: int, *, noise_scale: float = 1.0) -> None:
         if not latents < dim:
-            raise ValueError(f"LinearVAE: {latents} latents for x_i with {dim} entries; fewer are needed.")
+            raise ValueError(f"LinearVAE: {latents} latents for x_i with {dim} entries: give fewer latents than entries.")
         super().__init__((dim,), latents, decoder=Linear(), observation=Gaussian(noise_scale))
 
     @classmethod
@@ -53,7 +53,7 @@ class LinearVAE(LinearGaussianModel, VAE):
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, latents: int = 8, seed: int = 0) -> tuple[Self, Tensor]:
-        """Random weights, offset at the data's mean, noise_scale at their standard deviation."""
+        """Random weights; the offset is the data's mean, noise_scale their standard deviation."""
         x = data.x.flatten(1)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -62,7 +62,7 @@ class LinearVAE(LinearGaussianModel, VAE):
         return model, x
 
     def optimum(self, x: Tensor) -> ProbabilisticPCA:
-        """The model of this form with the highest log p(x), in closed form."""
+        """The model of this form that maximises log p(x), in closed form."""
         self.check_data(x)
         return ProbabilisticPCA.maximum_likelihood(x, self.latents)
 

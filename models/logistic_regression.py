@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive, real
+from .arguments import positive
 from .base import RegressionModel
 from .datasets import Dataset
 
@@ -18,14 +18,14 @@ __all__ = ["LogisticRegression"]
 
 
 class LogisticRegression(RegressionModel):
-    r"""Regression weights h in R^p behind N answers, yes (1) or no (0).
+    r"""Regression weights h in R^p behind N responses, each 0 or 1.
 
         h   ~ Normal(0, prior_scale)                        in each of the p coordinates
         x_i ~ Bernoulli(sigmoid(covariates_i · h))          i = 1 … N
 
     Args:
         covariates: shape (N, p); a column of ones gives an intercept.
-        prior_scale: standard deviation of a weight, a number or shape (p,).
+        prior_scale: standard deviation of each weight, a number or shape (p,).
 
     Reference: Jaakkola & Jordan, "Bayesian parameter estimation via variational methods" (2000).
     """
@@ -34,10 +34,7 @@ class LogisticRegression(RegressionModel):
     prior_scale: Tensor
 
     def __init__(self, covariates: Tensor, *, prior_scale: Tensor | float = 1.0) -> None:
-        super().__init__()
-        if not isinstance(covariates, Tensor) or covariates.dim() != 2 or covariates.numel() == 0:
-            raise ValueError("covariates must be a tensor of shape (N, p) with N > 0 and p > 0.")
-        self.register_buffer("covariates", real("covariates", covariates, tuple(covariates.shape)))
+        super().__init__(covariates)
         self.register_buffer("prior_scale", positive("prior_scale", prior_scale, (covariates.shape[1],), like=covariates))
 
     @classmethod
@@ -49,21 +46,13 @@ class LogisticRegression(RegressionModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """Whether the target is above its median, from an intercept and the standardised covariates."""
-        if data.y is None:
-            raise ValueError(f"LogisticRegression needs targets, but the data set {data.name!r} has none.")
-        spread = data.x.std(0)
-        covariates = ((data.x - data.x.mean(0)) / spread)[:, spread > 0]
-        x = (data.y > data.y.median()).to(covariates.dtype)
+        """x_i is 1 if the target is above its median; the covariates are an intercept and the standardised columns."""
+        covariates, y = cls.standardised(data)
+        x = (y > y.median()).to(covariates.dtype)
         return cls(torch.cat([torch.ones_like(covariates[:, :1]), covariates], 1)), x
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        return ()
 
     def prior(self) -> Tensor:
         return pyro.sample("h", dist.Normal(0.0, self.prior_scale).to_event(1))
 
     def likelihood(self, h: Tensor, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        covariates = self.covariates if index is None else self.covariates[index]
-        return pyro.sample("x", dist.Bernoulli(logits=(covariates * h).sum(-1)), obs=x)
+        return pyro.sample("x", dist.Bernoulli(logits=self.predictor(h, index)), obs=x)

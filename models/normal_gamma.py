@@ -1,4 +1,4 @@
-"""A Gaussian of unknown mean and precision: conjugate, and the textbook case of mean-field coordinate ascent."""
+"""A Gaussian with unknown mean and precision: conjugate, and the textbook case of mean-field coordinate ascent."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ __all__ = ["IndependentNormalGamma", "NormalGamma", "NormalGammaDistribution"]
 
 
 class NormalGamma(Model):
-    r"""Mean h_0 and precision h_1 (one over the variance) of N real numbers.
+    r"""The mean h_0 and the precision h_1 (one over the variance) of N real numbers.
 
         h_1 ~ Gamma(shape, rate)
-        h_0 ~ Normal(loc, 1 / √(count h_1))         count: how many data the prior's mean is worth
+        h_0 ~ Normal(loc, 1 / √(count h_1))
         x_i ~ Normal(h_0, 1 / √h_1)                 i = 1 … N
 
-    Prior and posterior are `NormalGammaDistribution`, in which h_0 depends on h_1. The best q that makes them independent is
-    known too (`mean_field`).
+    Prior and posterior are each a `NormalGammaDistribution`, in which h_0 depends on h_1. The best q with h_0 and h_1
+    independent is known too (`mean_field`).
 
     Args:
-        loc: a number.
-        count, shape, rate: positive numbers.
+        loc: prior mean of h_0, a number.
+        count: the number of data that the prior is worth for h_0, a positive number.
+        shape, rate: of the prior of h_1, positive numbers.
 
     References: Murphy, "Conjugate Bayesian analysis of the Gaussian distribution" (2007), section 3; Bishop, "Pattern
     Recognition and Machine Learning" (2006), section 10.1.3.
@@ -64,7 +65,7 @@ class NormalGamma(Model):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """x is the targets where there are any, else the mean of each row; the prior is worth one datum."""
+        """x is the targets, or without targets the mean of each row; the prior is worth one datum."""
         x = (data.x.mean(-1) if data.y is None else data.y).to(data.x.dtype)
         return cls(loc=x.mean(), rate=x.var()), x
 
@@ -95,7 +96,9 @@ class NormalGamma(Model):
         """E_q[log p(x | h)] for q a `NormalGammaDistribution` or an `IndependentNormalGamma`."""
         self.check_data(x)
         if not isinstance(q, _MeanAndPrecision):
-            raise TypeError(f"NormalGamma: q must be over a mean and a precision for a closed form, but is {q}.")
+            raise TypeError(
+                f"NormalGamma: q must be a NormalGammaDistribution or an IndependentNormalGamma for a closed form, but is {q}."
+            )
         squares = ((x - q.loc) ** 2).sum() * q.concentration / q.rate + len(x) * q.scaled_variance
         log_precision = torch.digamma(q.concentration) - q.rate.log()
         return 0.5 * (len(x) * (log_precision - torch.tensor(2 * torch.pi).log()) - squares)
@@ -104,8 +107,8 @@ class NormalGamma(Model):
         r"""The q = q(h_0) q(h_1) with the highest ELBO: the fixed point of coordinate ascent, in closed form.
 
         Coordinate ascent sets q(h_1) = Gamma(a, b) with a = shape + (N + 1)/2 and b = rate + S/2 + b/(2a), where S is the sum
-        of squares about the posterior mean, the prior's included; solved for b, b = (rate + S/2) / (1 − 1/(2a)). Then
-        q(h_0) = Normal(posterior mean, 1/√((count + N) a/b)).
+        of squares about the posterior mean, including the prior's term count (posterior mean − loc)². The solution is
+        b = (rate + S/2) / (1 − 1/(2a)), and q(h_0) = Normal(posterior mean, 1/√((count + N) a/b)).
         """
         posterior = self.posterior(x)
         shape = self.shape + (len(x) + 1) / 2
@@ -117,7 +120,7 @@ class NormalGamma(Model):
 
 
 class _MeanAndPrecision(TorchDistribution):
-    """Over (mean, precision): h_1 ~ Gamma(concentration, rate), and a Normal h_0 about loc, whose scale a subclass gives."""
+    """h = (mean, precision): h_1 ~ Gamma(concentration, rate), h_0 | h_1 ~ Normal(loc, scale) with the subclass's scale."""
 
     support: ClassVar[constraints.Constraint] = independent(cat([constraints.real, constraints.positive], -1), 1)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -136,7 +139,7 @@ class _MeanAndPrecision(TorchDistribution):
         raise NotImplementedError
 
     def _scale(self, precision: Tensor) -> Tensor:
-        """The standard deviation of h_0, given h_1."""
+        """Standard deviation of h_0 given h_1."""
         raise NotImplementedError
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
@@ -152,7 +155,7 @@ class _MeanAndPrecision(TorchDistribution):
 
 
 class NormalGammaDistribution(_MeanAndPrecision):
-    """h_1 ~ Gamma(concentration, rate), h_0 | h_1 ~ Normal(loc, 1/√(count h_1)); all four of one batch shape."""
+    """h_1 ~ Gamma(concentration, rate), h_0 | h_1 ~ Normal(loc, 1/√(count h_1)); all arguments broadcast."""
 
     def __init__(self, loc: Tensor, count: Tensor, concentration: Tensor, rate: Tensor) -> None:
         self.loc, self.count, self.concentration, self.rate = torch.broadcast_tensors(loc, count, concentration, rate)
@@ -170,7 +173,7 @@ class NormalGammaDistribution(_MeanAndPrecision):
 
 
 class IndependentNormalGamma(_MeanAndPrecision):
-    """h_1 ~ Gamma(concentration, rate) and h_0 ~ Normal(loc, scale), independent; all four of one batch shape."""
+    """h_1 ~ Gamma(concentration, rate) and h_0 ~ Normal(loc, scale), independent; all arguments broadcast."""
 
     def __init__(self, loc: Tensor, scale: Tensor, concentration: Tensor, rate: Tensor) -> None:
         self.loc, self.scale, self.concentration, self.rate = torch.broadcast_tensors(loc, scale, concentration, rate)

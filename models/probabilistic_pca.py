@@ -1,4 +1,4 @@
-"""Probabilistic PCA: factor analysis with the same noise everywhere, whose maximum likelihood is closed form."""
+"""Probabilistic PCA: factor analysis with one noise scale, whose maximum likelihood has a closed form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class ProbabilisticPCA(FactorAnalysis):
     Args:
         loading: shape (d, k).
         mean: a number or shape (d,).
-        noise_scale: standard deviation, a number. As in `FactorAnalysis`, a `torch.nn.Parameter` is learned.
+        noise_scale: standard deviation of every coordinate, a number. As in `FactorAnalysis`, a `torch.nn.Parameter` is
+            learned.
 
     Reference: Tipping & Bishop, "Probabilistic principal component analysis", JRSS B 61 (1999).
     """
@@ -31,31 +32,33 @@ class ProbabilisticPCA(FactorAnalysis):
 
     @classmethod
     def maximum_likelihood(cls, x: Tensor, factors: int) -> Self:
-        r"""The model with the highest log p(x), shape (N, d), of all that have `factors` factors.
+        r"""The model with `factors` factors that maximises log p(x) for x of shape (N, d).
 
         With λ_1 ≥ … ≥ λ_d the eigenvalues of the covariance of x (divided by N) and u_j its eigenvectors,
-        noise_scale² = mean of λ_{k+1} … λ_d and loading_j = u_j √(λ_j − noise_scale²) (equations 7 and 8). Computed in
-        float64, returned in the dtype of `x`.
+        noise_scale² = mean of λ_{k+1} … λ_d and loading_j = u_j √(λ_j − noise_scale²) (equations 7 and 8). The result is
+        computed in float64 and has the dtype of `x`.
 
         Raises:
-            ValueError: if `factors` is not in 1 … d − 1, or x has no variance left for the noise.
+            ValueError: if `factors` is not in 1 … d − 1, or the factors leave no variance for the noise.
         """
         if x.dim() != 2 or not 1 <= factors < x.shape[1]:
             raise ValueError(
-                f"ProbabilisticPCA: {factors} factors cannot be had from x of shape {tuple(x.shape)}; at least 1 and fewer "
-                "than the columns of x are needed."
+                f"ProbabilisticPCA: {factors} factors cannot be fitted to x of shape {tuple(x.shape)}: give at least 1, and "
+                "fewer than the columns of x."
             )
         mean = x.double().mean(0)
         covariance = (x.double() - mean).mT @ (x.double() - mean) / len(x)
         values, vectors = torch.linalg.eigh(covariance)
         variance = values[:-factors].mean()
         if not variance > 1e-12 * values[-1]:
-            raise ValueError(f"ProbabilisticPCA: {factors} factors explain all variance of x; the noise would be zero.")
+            raise ValueError(
+                f"ProbabilisticPCA: {factors} factors explain all variance of x, so noise_scale would be zero: use fewer."
+            )
         loading = vectors[:, -factors:] * (values[-factors:] - variance).clamp(min=0.0).sqrt()
         return cls(loading.flip(1).to(x.dtype), mean.to(x.dtype), variance.sqrt().to(x.dtype))
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, factors: int | None = None) -> tuple[Self, Tensor]:
-        """The maximum-likelihood model with `factors` factors: 8, or fewer than columns."""
+        """The maximum-likelihood model; `factors` is by default 8, or columns − 1 if fewer."""
         factors = min(8, data.x.shape[-1] - 1) if factors is None else factors
         return cls.maximum_likelihood(data.x, factors), data.x

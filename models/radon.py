@@ -1,4 +1,4 @@
-"""Radon: a regression whose intercept varies between counties."""
+"""Radon: a regression with an intercept for each county."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .arguments import real
 from .base import RegressionModel
 from .datasets import Dataset
 
@@ -18,7 +17,7 @@ __all__ = ["Radon"]
 
 
 class Radon(RegressionModel):
-    r"""log radon x_i in N houses in J counties, from covariates of the house and its county.
+    r"""The log radon x_i of N houses in J counties, from covariates of the house and its county.
 
         sigma_alpha ~ HalfNormal(1)
         sigma_y     ~ HalfNormal(1)
@@ -28,12 +27,13 @@ class Radon(RegressionModel):
         alpha_raw_j ~ Normal(0, 1),  alpha_j = mu_alpha + sigma_alpha alpha_raw_j            centered=False
         x_i         ~ Normal(alpha[county_i] + covariates_i · beta, sigma_y)                 i = 1 … N
 
-    posteriordb's radon_hierarchical_intercept, where the covariates are log uranium and whether the basement was measured.
+    This is posteriordb's radon_hierarchical_intercept, whose covariates are the log uranium of the county and the floor of
+    the measurement.
 
     Args:
         covariates: shape (N, p).
-        county: the county of each house, 0 … J − 1, shape (N,).
-        centered: which parametrisation of the same posterior.
+        county: integer county of each house, 0 … J − 1, shape (N,).
+        centered: whether the latent of a county is alpha or alpha_raw; the posterior of alpha is the same.
 
     Reference: Gelman & Hill, "Data Analysis Using Regression and Multilevel/Hierarchical Models" (2006), chapter 12.
     """
@@ -41,12 +41,9 @@ class Radon(RegressionModel):
     county: Tensor
 
     def __init__(self, covariates: Tensor, county: Tensor, *, centered: bool = False) -> None:
-        super().__init__()
-        if not isinstance(covariates, Tensor) or covariates.dim() != 2 or covariates.numel() == 0:
-            raise ValueError("covariates must be a tensor of shape (N, p) with N > 0 and p > 0.")
+        super().__init__(covariates)
         if county.is_floating_point() or county.shape != covariates.shape[:1] or county.min() < 0:
             raise ValueError(f"county must hold {len(covariates)} integers from 0, one for each row of the covariates.")
-        self.register_buffer("covariates", real("covariates", covariates, tuple(covariates.shape)))
         self.register_buffer("county", county.clone())
         self.counties = int(county.max()) + 1
         self.centered = centered
@@ -63,21 +60,12 @@ class Radon(RegressionModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """Counties are the values of the column that has the fewest (more than one); all is standardised."""
-        if data.y is None:
-            raise ValueError(f"Radon needs targets, but the data set {data.name!r} has none.")
-        values = torch.tensor([len(column.unique()) for column in data.x.mT])
-        group = int(values.where(values > 1, values.max() + 1).argmin())
+        """Counties are the distinct values of the column with the fewest (but at least two); the rest is standardised."""
+        distinct = torch.tensor([len(column.unique()) for column in data.x.mT])
+        group = int(distinct.where(distinct > 1, distinct.max() + 1).argmin())
         county = data.x[:, group].unique(return_inverse=True)[1]
-        spread = data.x.std(0)
-        keep = (spread > 0) & (torch.arange(data.x.shape[1]) != group)
-        covariates = ((data.x - data.x.mean(0)) / spread)[:, keep]
-        x = ((data.y - data.y.double().mean()) / data.y.double().std()).to(covariates.dtype)
+        covariates, x = cls.standardised(data._replace(x=data.x[:, torch.arange(len(distinct)) != group]))
         return cls(covariates, county), x
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        return ()
 
     def prior(self) -> dict[str, Tensor]:
         zero = self.covariates.new_zeros(())
@@ -93,15 +81,13 @@ class Radon(RegressionModel):
             return {**h, "alpha_raw": pyro.sample("alpha_raw", dist.Normal(zero, 1.0))}
 
     def likelihood(self, h: dict[str, Tensor], x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        county, covariates = self.county, self.covariates
-        if index is not None:
-            county, covariates = county[index], covariates[index]
+        county = self.county if index is None else self.county[index]
         alpha = h["alpha"] if self.centered else h["mu_alpha"] + h["sigma_alpha"] * h["alpha_raw"]
-        mean = alpha[..., county] + (covariates * h["beta"]).sum(-1)
+        mean = alpha[..., county] + self.predictor(h["beta"], index)
         return pyro.sample("x", dist.Normal(mean, h["sigma_y"]), obs=x)
 
     def quantities(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """alpha, beta, mu_alpha, sigma_alpha and sigma_y, whichever the parametrisation."""
+        """alpha, beta, mu_alpha, sigma_alpha and sigma_y, in both parametrisations."""
         found: dict[str, Any] = {name: h[name] for name in ("beta", "mu_alpha", "sigma_alpha", "sigma_y")}
         mu, sigma = h["mu_alpha"].unsqueeze(-1), h["sigma_alpha"].unsqueeze(-1)
         return {"alpha": h["alpha"] if self.centered else mu + sigma * h["alpha_raw"], **found}

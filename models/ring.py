@@ -1,4 +1,4 @@
-"""Modes around a circle: what a unimodal q must miss."""
+"""Modes around a circle, all but one of which a unimodal q misses."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ __all__ = ["Ring"]
 
 
 class Ring(Target):
-    r"""h in R²: equal Gaussians around a circle.
+    r"""h in R²: a mixture of equal Gaussians with centres on a circle.
 
         j ~ Uniform{0 … modes − 1}
         h ~ Normal(radius (cos(2π j / modes), sin(2π j / modes)), scale)
 
-    Maximising the ELBO, a unimodal q settles in one mode, is log(modes) nats short, and does not notice.
+    A unimodal q that maximises the ELBO covers one mode. Its ELBO is log(modes) nats too low, and its own draws do not
+    reveal it.
 
     Args:
-        modes: their number, at least 1.
-        radius: of the circle.
-        scale: standard deviation of each mode.
+        modes: number of modes, at least 1.
+        radius: radius of the circle.
+        scale: standard deviation of each mode, in each coordinate.
 
     Reference: Blei, Kucukelbir & McAuliffe, "Variational inference: a review for statisticians" (2017), section 2.
     """
@@ -49,5 +50,5 @@ class Ring(Target):
 
 
 class _OverPlane(dist.MixtureSameFamily):
-    # torch's support of a mixture is a constraint of its own, to which no bijection is registered.
+    # torch has no bijection to the constraint that it uses as the support of a mixture.
     support = constraints.real_vector

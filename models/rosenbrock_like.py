@@ -1,4 +1,4 @@
-"""A chain of curved ridges: each coordinate lies on a parabola of the one before."""
+"""A chain of curved ridges: each coordinate lies near a parabola of the previous one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class RosenbrockLike(Target):
         h_1 ~ Normal(loc, scale)
         h_j ~ Normal(curvature h_{j−1}², ridge_scale)         j = 2 … d
 
-    Rosenbrock's function written as conditionals, so that exact draws and the normaliser are known.
+    Rosenbrock's function written as a product of conditionals, so exact draws and the normaliser are known.
 
     Args:
         dim: d, at least 2.
         loc: mean of h_1.
         scale: standard deviation of h_1.
-        curvature: of the parabolas.
+        curvature: coefficient of the parabolas.
         ridge_scale: standard deviation across the ridge.
 
     Reference: Pagani, Wiegand & Nadarajah, "An n-dimensional Rosenbrock distribution for MCMC testing" (2022).

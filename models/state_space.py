@@ -1,4 +1,4 @@
-"""Noisy series of a drifting state: where an encoder that sees one datum at a time cannot be enough."""
+"""Noisy series of a drifting state, for which an encoder that sees one step at a time keeps an amortization gap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from .arguments import positive, real
 from .base import LocalModel
 from .datasets import Dataset
-from .gaussian import expected_log_normal, moments
+from .gaussian import reconstruction
 
 __all__ = ["Smoothed", "StateSpace"]
 
@@ -32,14 +32,15 @@ class StateSpace(LocalModel):
         h_it ~ Normal(transition h_i,t−1, drift_scale)      t = 2 … T
         x_it ~ Normal(h_it, noise_scale)                    i = 1 … N
 
-    Kalman's filter gives log p(x_i) at a cost linear in T, the Rauch–Tung–Striebel smoother the marginals of the posterior.
-    The posterior mean of h_it depends on the whole series: an encoder whose λ_it sees x_it alone keeps an amortization gap,
-    known in closed form (`per_step_gap`); one that sees the series does not (Margossian & Blei 2024).
+    The Kalman filter gives log p(x_i) and the Rauch–Tung–Striebel smoother the marginals of the posterior, both at a cost
+    linear in T. The posterior mean of h_it depends on the whole series. An encoder whose λ_it sees only x_it therefore keeps
+    an amortization gap, known in closed form (`per_step_gap`); an encoder of the whole series does not (Margossian & Blei
+    2024).
 
     Args:
         steps: T.
-        transition: a number; below 1 in size the state returns to zero.
-        drift_scale, noise_scale, initial_scale: standard deviations.
+        transition: a number; the state returns to zero if its absolute value is below 1.
+        drift_scale, noise_scale, initial_scale: standard deviations, positive numbers.
 
     References: Särkkä, "Bayesian Filtering and Smoothing" (2013), theorems 4.2 and 8.2; Margossian & Blei, "Amortized
     variational inference: when and why?" (2024).
@@ -75,7 +76,7 @@ class StateSpace(LocalModel):
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """Each row as a series, centred; half of the variance is the state's."""
+        """Each row is a series, centred; the state has half of the variance and the noise the other half."""
         x = data.x - data.x.mean()
         scale = float(x.std()) * 0.5**0.5
         drift = scale * (1 - 0.9**2) ** 0.5
@@ -92,21 +93,20 @@ class StateSpace(LocalModel):
         return pyro.sample("x", dist.Normal(h, self.noise_scale).to_event(1), obs=x)
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        """p(h_i | x_i), dense: batch shape (N,), event shape (T,). `smooth` has its marginals at a cost linear in T."""
+        """p(h_i | x_i), dense: batch shape (N,), event shape (T,). `smooth` gives its marginals at a cost linear in T."""
         self.check_data(x)
         precision = self._prior().precision_matrix + torch.eye(self.steps, dtype=x.dtype) / self.noise_scale**2
         scale_tril = dist.MultivariateNormal(torch.zeros_like(x[0]), precision_matrix=precision).scale_tril
         return dist.MultivariateNormal(x @ scale_tril @ scale_tril.mT / self.noise_scale**2, scale_tril=scale_tril)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x_i) by Kalman's filter, shape (N,)."""
+        """log p(x_i) by the Kalman filter, shape (N,)."""
         self.check_data(x)
         return self._filter(x)[2]
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)
-        mean, covariance = moments(q)
-        return expected_log_normal(x, mean, covariance.diagonal(dim1=-2, dim2=-1), self.noise_scale).sum(-1)
+        return reconstruction(q, x, self.noise_scale).sum(-1)
 
     def smooth(self, x: Tensor) -> Smoothed:
         """The marginals of the posterior by the Rauch–Tung–Striebel smoother, at a cost linear in T."""
@@ -124,11 +124,11 @@ class StateSpace(LocalModel):
         return Smoothed(mean, variance.sqrt().expand_as(mean))
 
     def per_step_gap(self, x: Tensor) -> Tensor:
-        r"""The amortization gap that the best encoder λ_it = f_t(x_it), affine, keeps on `x`, in nats per series, shape ().
+        r"""The amortization gap of the best affine encoder λ_it = f_t(x_it) on `x`, in nats per series, shape ().
 
-        A mean field with means f and the best scales loses ½ (f − m)ᵀ P (f − m) to the one whose means are the posterior's,
-        m(x_i), P being the posterior's precision. Its mean over the series is least squares in the 2T coefficients of f.
-        For Gaussian x no f_t, affine or not, does better when N → ∞.
+        With the posterior's mean m(x_i) and precision P, a mean field with means f and the best scales has an ELBO that is
+        ½ (f − m)ᵀ P (f − m) below the one with means m. The mean of this loss over the series is a least-squares problem in
+        the 2T coefficients of f. For Gaussian x and N → ∞ no other f_t does better, affine or not.
         """
         posterior = self.posterior(x)
         root = torch.linalg.cholesky(posterior.precision_matrix[0]).mT
@@ -139,7 +139,7 @@ class StateSpace(LocalModel):
         return 0.5 * (design @ coefficients - target).square().sum() / len(x)
 
     def _prior(self) -> dist.MultivariateNormal:
-        """h = A ε with A_ts = transition^(t − s) × the scale of the s-th innovation, s ≤ t."""
+        """h = A ε with A_ts = transition^(t − s) × the scale of the s-th innovation, for s ≤ t."""
         t = torch.arange(self.steps, device=self.transition.device)
         lag = (t.unsqueeze(-1) - t).clamp(min=0)
         scale = self.drift_scale.repeat(self.steps)
@@ -148,7 +148,7 @@ class StateSpace(LocalModel):
         return dist.MultivariateNormal(torch.zeros_like(scale), scale_tril=scale_tril)
 
     def _filter(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Filtered means, variances, and log p(x_i)."""
+        """Filtered mean and variance of each step, and log p(x_i), shape (N,)."""
         means, variances = [], []
         mean, variance = x.new_zeros(len(x)), self.initial_scale**2
         total = x.new_zeros(len(x))

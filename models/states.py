@@ -1,4 +1,4 @@
-"""A distribution over all 2^k vectors of k zeros and ones, by a table of their probabilities."""
+"""A distribution over all 2^k vectors of k zeros and ones, given as a table of their probabilities."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ __all__ = ["States", "all_states"]
 
 def all_states(k: int, *, like: Tensor) -> Tensor:
     """Every vector of k zeros and ones, shape (2^k, k): row s holds the binary digits of s, lowest first."""
-    rows = torch.arange(2**k, device=like.device).unsqueeze(-1)
-    return (rows >> torch.arange(k, device=like.device) & 1).to(like.dtype)
+    states = torch.arange(2**k, device=like.device).unsqueeze(-1)
+    return (states >> torch.arange(k, device=like.device) & 1).to(like.dtype)
 
 
 class States(TorchDistribution):
-    """P(h) over {0, 1}^k, exactly.
+    """Any distribution over {0, 1}^k.
 
     Args:
-        logits: unnormalised log probability of each state in the order of `all_states`, shape (*, 2^k).
+        logits: unnormalised log probability of each state, in the order of `all_states`, shape (*, 2^k).
+
+    Raises:
+        ValueError: if the last dimension of `logits` is not a power of 2.
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 (torch reads it as it is)
@@ -34,7 +37,7 @@ class States(TorchDistribution):
     def __init__(self, logits: Tensor) -> None:
         self.k = logits.shape[-1].bit_length() - 1
         if logits.shape[-1] != 2**self.k:
-            raise ValueError(f"States: logits need 2^k numbers in their last dimension, but have {logits.shape[-1]}.")
+            raise ValueError(f"States: logits must have 2^k numbers in the last dimension, but have {logits.shape[-1]}.")
         self.logits = logits.log_softmax(-1)
         super().__init__(logits.shape[:-1], torch.Size((self.k,)), validate_args=False)
 
@@ -70,14 +73,14 @@ class States(TorchDistribution):
         return states.reshape(-1, *(1,) * len(self.batch_shape), self.k).expand(-1, *self.batch_shape, self.k)
 
 
-def _sum(p: Any, q: Any) -> Tensor:
-    """KL(p ‖ q) by summing over all states."""
+def _kl(p: Any, q: Any) -> Tensor:
+    """KL(p ‖ q), summed over all states."""
     states = next(r for r in (p, q) if isinstance(r, States)).enumerate_support(expand=False)
     states = states.reshape(-1, *(1,) * len(p.batch_shape), states.shape[-1])
     log_p, log_q = p.log_prob(states), q.log_prob(states)
     return (log_p.exp() * (log_p - log_q)).sum(0)
 
 
-register_kl(Independent, States)(_sum)
-register_kl(States, Independent)(_sum)
-register_kl(States, States)(_sum)
+register_kl(Independent, States)(_kl)
+register_kl(States, Independent)(_kl)
+register_kl(States, States)(_kl)

@@ -1,4 +1,4 @@
-"""What all targets share: a posterior of known shape, with no story behind it."""
+"""The base class of targets: models whose posterior is a chosen distribution."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["Target"]
 
 
 class Target(Model):
-    r"""A known distribution over R^d to approximate, in the dress of a model.
+    r"""A known distribution over R^d to approximate, written as a model.
 
         h   ~ target
-        x_i ~ Normal(0, 1)          whatever h is
+        x_i ~ Normal(0, 1)          independent of h
 
-    x says nothing of h, so the posterior is the target itself, log p(x) = Σ_i log Normal(x_i; 0, 1) exactly, and log p(x) −
-    ELBO is KL(q ‖ target). The prior, as a guide, is exact. A subclass gives `target`, from which exact draws can be made.
+    x carries no information about h, so the posterior is the target, log p(x) = Σ_i log Normal(x_i; 0, 1) exactly, and
+    log p(x) − ELBO is KL(q ‖ target). The prior as a guide is exact. A subclass defines `target`, with exact draws.
     """
 
     @abstractmethod
     def target(self) -> TorchDistribution:
-        """The distribution: batch shape (), event shape (d,), normalised."""
+        """The normalised distribution: batch shape (), event shape (d,)."""
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        """Eight x, of no meaning. `seed` changes nothing."""
+        """The default target and eight arbitrary x, the same for every `seed`."""
         model = cls()
         return model, next(model.buffers()).new_tensor([0.0, 0.5, -1.0, 1.5, -0.5, 1.0, -1.5, 2.0])
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        """The demo in the data's dtype: a target has no use for data."""
+        """The demo in the data's dtype; the values of the data are not used."""
         model, x = cls.demo()
         return model.to(data.x.dtype), x.to(data.x.dtype)
 

@@ -1,4 +1,4 @@
-"""The variational auto-encoder's model: a net between a Gaussian latent and each datum."""
+"""The generative model of the variational auto-encoder: a net between a Gaussian latent and each datum."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class VAE(LocalModel):
         h_i ~ Normal(0, I_k)
         x_i ~ observation(decoder(h_i) + offset)        i = 1 … N, independent entries
 
-    Decoder, offset and what the observation has to learn are parameters of the model, so that a fit learns them with the
-    guide. The prior has a closed-form KL from every Gaussian (Kingma & Welling 2013, appendix B).
+    The decoder, the offset and the parameters of the observation belong to the model, so a fit learns them together with the
+    guide. The KL from every Gaussian to the prior has a closed form (Kingma & Welling 2013, appendix B).
 
     Args:
         data_shape: shape of one x_i: (784,), (28, 28), (3, 32, 32), ….
@@ -35,7 +35,7 @@ class VAE(LocalModel):
         observation: p(x_i | output), an instance of a class of ``models.observations``.
 
     Raises:
-        ValueError: if the decoder's output has not the shape of x_i.
+        ValueError: if a size is not positive, or the decoder's output does not have the shape of x_i.
 
     Reference: Kingma & Welling, "Auto-encoding variational Bayes" (2013); Rezende, Mohamed & Wierstra (2014).
     """
@@ -63,7 +63,7 @@ class VAE(LocalModel):
         self.observation = Bernoulli() if observation is None else observation
         self.support = self.observation.support
         self.offset = nn.Parameter(torch.zeros(self._shape))
-        self.register_buffer("prior_scale", torch.ones(latents))
+        self.declare_prior(latents)
         with torch.no_grad():
             shape = tuple(self.decoder(torch.zeros(1, latents)).shape)
         if shape != (1, *self._shape):
@@ -77,15 +77,14 @@ class VAE(LocalModel):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = cls((12,), 2, decoder=MLP((8,)))
-            with torch.no_grad():
-                next(iter(model.decoder.parameters())).mul_(
-                    6.0
-                )  # far enough from zero for the posterior to differ from the prior
+        with torch.no_grad():
+            # Larger weights move the posterior away from the prior.
+            next(iter(model.decoder.parameters())).mul_(6.0)
         return model, model.simulate(60, seed=seed)[1]
 
     @classmethod
     def from_dataset(cls, data: Dataset, *, latents: int = 8, seed: int = 0) -> tuple[Self, Tensor]:
-        """A decoder with 64 hidden units and random weights, offset at the data's mean.
+        """A decoder with 64 hidden units and random weights; the offset reproduces the data's mean.
 
         The observation is Bernoulli if every entry is 0 or 1, else Gaussian with a learned scale.
         """
@@ -107,8 +106,12 @@ class VAE(LocalModel):
         """k."""
         return len(self.prior_scale)
 
+    def declare_prior(self, latents: int) -> None:
+        """Makes the tensors of the prior."""
+        self.register_buffer("prior_scale", torch.ones(latents))
+
     def start_at(self, x: Tensor) -> None:
-        """Sets the offset so that a decoder which does nothing has about the mean of the rows `x`."""
+        """Sets the offset so that a decoder with output zero gives about the mean of the rows `x`."""
         with torch.no_grad():
             self.offset.copy_(self.observation.offset(x.mean(0)))
 

@@ -92,7 +92,7 @@ def is_gaussian(family_class, dim=3):
     """Whether a family's q is a Gaussian that has a density."""
     family = family_class.demo(dim).over(dim)
     try:
-        models.gaussian.moments(family(family.start()))
+        models.gaussian.mean_and_covariance(family(family.start()))
     except TypeError:
         return False
     return True

@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 
 from guides import MLP, Amortized, Blocks, Delta, FullRank, Global, Linear, Local, LowRank, MeanField
 from models import LocalGaussian, LocalModel
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 DIM = 3
 
@@ -26,15 +26,15 @@ def at_random(family_class, batch=(), seed=0):
     return family, lam.double().requires_grad_()
 
 
-def draw(q, count, seed=0):
-    """Draws that are the same for the same q: a function of λ that any family has."""
+def draw(q, draws, seed=0):
+    """Draws with fixed noise: a function of λ alone, for every family."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return q.rsample((count,)) if q.has_rsample else q.sample((count,))
+        return q.rsample((draws,)) if q.has_rsample else q.sample((draws,))
 
 
 def z_score(samples, mean):
-    """How many standard errors the mean of the samples is away from `mean`."""
+    """Distance of the samples' mean from `mean`, in standard errors."""
     return (samples.mean(0) - mean) / (samples.std(0) / len(samples) ** 0.5)
 
 
@@ -79,7 +79,7 @@ class TestGaussianFamily:
         family, lam = at_random(family_class)
         q = family.double()(lam.detach())
         samples = q.sample((20_000,))
-        loc, covariance = moments(q)
+        loc, covariance = mean_and_covariance(q)
         narrower = dist.MultivariateNormal(loc, 0.6 * covariance).log_prob(samples)
         assert abs(z_score((narrower - q.log_prob(samples)).exp(), 1.0)) < 5
         wrong = family(torch.cat([lam[:DIM], lam[DIM : 2 * DIM] + 0.2, lam[2 * DIM :]]).detach())
@@ -92,7 +92,7 @@ class TestGaussianFamily:
         blocks = family.blocks()
         if blocks is None:
             return
-        covariance = moments(family.double()(lam))[1].detach()
+        covariance = mean_and_covariance(family.double()(lam))[1].detach()
         together = torch.zeros(DIM, DIM, dtype=torch.bool)
         for block in blocks:
             together[torch.tensor(block).unsqueeze(-1), torch.tensor(block)] = True
@@ -241,7 +241,7 @@ def many_sites(x):
 class TestManySites:
     @pytest.mark.parametrize("family", [MeanField(), FullRank(), LowRank(2)])
     def test_density_is_of_the_constrained_latents(self, family):
-        """The trace's log density is q's, less the log determinant of the map to the constrained latents."""
+        """The log density of the trace is that of q minus the log determinant of the map to the constrained latents."""
         guide = Global(many_sites, family)
         guide.setup(torch.zeros(0))
         assert guide.latents.dim == 1 + 2 + 2

@@ -1,4 +1,4 @@
-"""Guides of models with shared and local latents: one block for the former, one for each datum of the latter."""
+"""Guides of models with shared and local latents: one block for the shared ones, and one for each datum."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_draws_all_latents_and_batched_draws_agree_with_single_ones(name, center
 
 @pytest.mark.parametrize("name", NAMES)
 def test_density_is_normalised_through_the_bijection(name):
-    """E_q[p(h) / q(h)] = 1 for the prior narrowed by the data: exactly, importance weights average to the evidence."""
+    """E_q[p(x, h) / q(h)] = p(x): the importance weights average to the evidence, which is exact here."""
     model, x = schools(centered=False)
     guide = built(name, model, x)
     fit(model, guide, x, steps=300, lr=0.05)
@@ -74,7 +74,7 @@ def test_density_is_normalised_through_the_bijection(name):
 
 @pytest.mark.parametrize("name", ["local", "structured", "amortized"])
 def test_minibatches_average_to_the_whole(name):
-    """With the same draws, the batches' mean log density is the whole's: shared latents count once, local ones scaled."""
+    """With the same draws the batches' log densities average to the whole's: shared terms count once, local ones scaled."""
     model, x = schools()
     guide = built(name, model, x)
     whole = poutine.trace(guide).get_trace(x)
@@ -107,9 +107,8 @@ def test_minibatch_fits_run(name):
     assert reached.value > start.value + 5 * (start.se + reached.se)
 
 
-@pytest.mark.slow
-def test_learned_dependence_is_worth_what_independence_costs():
-    """Structured holds Local, and in the centred posterior it is better by more than the noise."""
+def test_structured_is_better_than_local_on_a_dependent_posterior():
+    """Structured contains Local, and on the centred posterior its ELBO is higher by more than the noise."""
     model, x = schools(centered=True)
     reached = {}
     for name in ("local", "structured"):
@@ -141,7 +140,7 @@ def test_structured_without_shared_latents_is_local():
 
 
 def test_plates_of_their_own_are_respected():
-    """Radon's counties are a plate, but not the data's: a global guide packs them, a local one says why it cannot."""
+    """The plate of Radon's counties is not the data plate: a global guide packs it, and a local one refuses it."""
     model, x = Radon.demo(centered=True)
     guide = Global(model, MeanField())
     guide.setup(x)

@@ -1,4 +1,4 @@
-"""The contract of every model, and every fast formula against the slow obvious one."""
+"""The contract of every model, and every fast formula against its slow, obvious equivalent."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from models import (
     ProbabilisticPCA,
     datasets,
 )
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 EXACT = {"atol": 1e-10, "rtol": 0.0}
 
 
 def log_joint(model, x, h, **kwargs):
-    """log p(x, h), each datum's own where there is one."""
+    """log p(x, h), shape (N,) for a local model and () for a global one."""
     trace = poutine.trace(poutine.condition(model, {"h": h})).get_trace(x, **kwargs)
     trace.compute_log_prob()
     terms = [trace.nodes[name]["log_prob"] for name in ("h", "x")]
@@ -37,7 +37,7 @@ def log_joint(model, x, h, **kwargs):
 
 
 def far_from(posterior, seed):
-    """An h that no symmetry favours: off the mean by order one; for binary latents, any."""
+    """An h without symmetry: about one unit from the mean, or a random one for binary latents."""
     generator = torch.Generator().manual_seed(seed)
     if posterior.support.is_discrete:
         return torch.randint(0, 2, posterior.mean.shape, generator=generator).to(posterior.mean.dtype)
@@ -45,7 +45,7 @@ def far_from(posterior, seed):
 
 
 def bayes_residual(model, x, seed):
-    """log p(x, h) − log p(h | x) − log p(x) at a random h: zero for every h if posterior and evidence are right."""
+    """log p(x, h) − log p(h | x) − log p(x) at a random h: zero at every h if posterior and evidence are right."""
     posterior = model.posterior(x)
     h = far_from(posterior, seed)
     return log_joint(model, x, h) - posterior.log_prob(h) - model.log_evidence(x)
@@ -146,7 +146,7 @@ def test_posterior_against_dense_conditioning():
     joint[:k, k:] = model.loading.mT
     joint[k:, k:] = model.loading @ model.loading.mT + (model.noise_scale**2).diag()
     gain = joint[:k, k:] @ torch.linalg.inv(joint[k:, k:])
-    loc, covariance = moments(model.posterior(x))
+    loc, covariance = mean_and_covariance(model.posterior(x))
     torch.testing.assert_close(loc, (x - model.mean) @ gain.mT, **EXACT)
     torch.testing.assert_close(covariance[0], joint[:k, :k] - gain @ joint[k:, :k], **EXACT)
 

@@ -49,7 +49,7 @@ from models import (
     Model,
     datasets,
 )
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 pytestmark = pytest.mark.slow
 
@@ -305,7 +305,7 @@ class TestLinearResponse:
         guide = build(model, Global, MeanField, x)
         fit(model, guide, x, steps=50, optimiser=NaturalGradient())
         lam = guide.lam.detach().clone()
-        covariance = moments(model.posterior(x))[1]
+        covariance = mean_and_covariance(model.posterior(x))[1]
         found = linear_response(model, guide, x, draws=10)
         torch.testing.assert_close(found, covariance, atol=1e-6 * float(covariance.abs().max()), rtol=0.0)
         assert torch.equal(guide.lam.detach(), lam)
@@ -522,7 +522,7 @@ class TestNaturalGradient:
     def test_points_far_away_are_forgotten(self):
         """Those of a q that the last one does not meet; those of a near one are kept. A Gaussian's tell all the same."""
         model, x = demo(LinearRegression)
-        posterior = dist.MultivariateNormal(*moments(model.posterior(x)))
+        posterior = dist.MultivariateNormal(*mean_and_covariance(model.posterior(x)))
         near = GaussianState.of(posterior, FullRank().over(len(posterior.loc)))
         far = near._replace(loc=near.loc + 100.0)
         for states, kept in (([far, near], 1), ([near, near], 2), ([near, far], 1)):

@@ -1,4 +1,4 @@
-"""StateSpace: Kalman against the dense Gaussian, and the gap that a per-step encoder keeps."""
+"""StateSpace: the Kalman filter against the dense Gaussian, and the amortization gap of a per-step encoder."""
 
 import time
 
@@ -28,7 +28,7 @@ def six_steps(seed):
 
 
 def dense_evidence(model, x):
-    """log N(x; 0, C) with C_st built entry by entry from the recursion of the variances."""
+    """log N(x; 0, C), with every C_st from the recursion of the variances."""
     variance = [float(model.initial_scale) ** 2]
     for _ in range(model.steps - 1):
         variance.append(float(model.transition) ** 2 * variance[-1] + float(model.drift_scale) ** 2)
@@ -115,12 +115,12 @@ def test_a_per_step_encoder_keeps_its_gap_and_a_whole_series_encoder_closes_it()
         difference = best_elbo(model, MeanField(), x) - analytic_elbo(model, guide.q(x), x).detach()
         gaps[name] = difference.mean(), difference.std() / len(x) ** 0.5
     assert gaps["per step"][0] > 5 * gaps["per step"][1]
-    # The optimiser's remainder is one-sided: the fitted encoder is at or above the closed form, by less than 0.01 per step.
+    # The optimiser's error is one-sided: the fitted encoder's gap exceeds the closed form, by less than 0.01 nats per step.
     assert 0 <= gaps["per step"][0] - exact < 0.01 * model.steps
     assert gaps["series"][0] / model.steps < 0.01
 
 
-def test_per_step_refuses_what_is_no_series():
+def test_per_step_refuses_data_that_are_not_a_series():
     with pytest.raises(ValueError, match="PerStep needs a series"):
         PerStep()((2, 3), 12)
     with pytest.raises(ValueError, match="PerStep needs a series"):

@@ -1,4 +1,4 @@
-"""Models with a net between h and x: linear ones against probabilistic PCA, binary ones against sums over states."""
+"""Models with a net between h and x: linear nets against probabilistic PCA, binary latents against sums over states."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestBinaryVAE:
         torch.testing.assert_close(analytic_elbo(model, posterior, x), model.log_evidence(x), **EXACT)
 
     def test_enumeration_score_function_and_iwae_agree(self):
-        """The same pair fitted by both objectives ends at the same ELBO, and IWAE finds the enumerated evidence."""
+        """Both objectives fit the pair to the same ELBO, and IWAE estimates the enumerated evidence."""
         reached = {}
         for objective in (AnalyticELBO(), ScoreFunction(8)):
             model, x = demo(BinaryVAE)
@@ -100,7 +100,7 @@ class TestBinaryVAE:
 
     @pytest.mark.parametrize("draws", [2, 8])
     def test_score_function_is_unbiased_and_its_baseline_helps(self, draws):
-        """Mean gradient over repeats against the enumerated gradient; without the baseline its variance is larger."""
+        """The mean gradient is the enumerated gradient; without the baseline its variance is larger."""
         model, x = demo(BinaryVAE)
         guide = Local(model, Bernoulli())
         guide.setup(x)
@@ -146,7 +146,7 @@ class TestBinaryVAE:
 
 
 def _climb(model, guide, x, objective, *, steps):
-    """Moves the guide alone, so that every objective climbs to the same optimum."""
+    """Fits the guide with the model fixed, so that every objective has the same optimum."""
     adam = torch.optim.Adam(guide.parameters(), lr=0.05)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
@@ -173,7 +173,7 @@ class TestObservation:
         assert made(output).log_prob(x).isfinite().all()
 
     def test_samples_agree_with_the_density(self, observation):
-        """E_q[p(x) / q(x)] = 1 for another p of the same kind, close enough to q for a finite variance."""
+        """E_q[p(x) / q(x)] = 1 for a p of the same class, close enough to q for a finite variance."""
         made = observation()
         x = made(torch.tensor(0.4)).sample((50_000,))
         q, p, wrong = (made(torch.tensor(value)).log_prob(x) for value in (0.4, 0.45, 0.42))
@@ -307,7 +307,7 @@ class TestImages:
 
 
 class TestRange:
-    """Pixel values outside the support: which range was seen, and how to scale."""
+    """Errors for pixel values outside the support give the range of the data and a remedy."""
 
     def test_grey_for_binary(self, digits):
         model = VAE((64,), 2).double()
@@ -341,7 +341,7 @@ class TestRange:
         (lambda: decoders.Conv(()), "channels must be positive, at least one layer"),
         (lambda: Conv((0,)), "channels must be positive"),
         (lambda: observations.Gaussian(0.0), "scale must be positive and finite"),
-        (lambda: observations.DiscretisedLogistic(1), "at least 2 levels"),
+        (lambda: observations.DiscretisedLogistic(1), "levels must be at least 2"),
         (lambda: States(torch.zeros(3)), "2\\^k numbers"),
     ],
 )

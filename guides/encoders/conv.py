@@ -12,17 +12,17 @@ __all__ = ["Conv"]
 
 
 class Conv:
-    """Convolutions, each of which halves height and width, and a linear layer.
+    """Spec of convolutions, each of which halves height and width, and a linear layer.
 
-    Calling it with the shape of x_i and the size of λ_i makes the net: (*, *shape) → (*, size). `Amortized` calls it.
+    A call with the shape of x_i and the size of λ_i, made by `Amortized`, makes the net (*, *shape) → (*, size).
 
     Args:
         channels: channels of each layer.
-        activation: makes the nonlinearity after each.
+        activation: makes the nonlinearity after each layer.
 
     Raises:
-        ValueError: when called with a shape that is not (height, width) or (channels, height, width), or whose height or
-            width is not a multiple of 2 to the number of layers.
+        ValueError: if there is no layer or an empty one; in a call, unless the shape is (height, width) or (channels, height,
+            width), with height and width multiples of 2^layers.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32), *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
@@ -47,7 +47,7 @@ class Conv:
 
 
 class _Images(nn.Module):
-    """A net for one batch dimension of images, applied to any number of them."""
+    """Applies a net for one batch dimension of images to any number of them."""
 
     def __init__(self, net: nn.Module, image: tuple[int, ...], event_dim: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ __all__ = ["Linear"]
 
 
 class Linear(MLP):
-    """λ_i is an affine function of x_i: enough where the posterior's mean is linear in x and its covariance constant."""
+    """Spec of an affine λ_i: optimal if the posterior's mean is linear in x_i and its covariance constant."""
 
     def __init__(self) -> None:
         super().__init__(hidden=())

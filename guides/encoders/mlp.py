@@ -12,13 +12,13 @@ __all__ = ["MLP"]
 
 
 class MLP:
-    """A multilayer perceptron over the flattened x_i.
+    """Spec of a multilayer perceptron over the flattened x_i.
 
-    Calling it with the shape of x_i and the size of λ_i makes the net: (*, *shape) → (*, size). `Amortized` calls it.
+    A call with the shape of x_i and the size of λ_i, made by `Amortized`, makes the net (*, *shape) → (*, size).
 
     Args:
         hidden: width of each hidden layer.
-        activation: makes the nonlinearity between layers.
+        activation: makes the nonlinearity between two layers.
     """
 
     def __init__(self, hidden: Sequence[int] = (64,), *, activation: Callable[[], nn.Module] = nn.Tanh) -> None:

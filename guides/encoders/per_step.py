@@ -1,4 +1,4 @@
-"""An encoder of series that sees one step at a time."""
+"""An encoder for series that sees one step at a time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ __all__ = ["PerStep"]
 
 
 class PerStep:
-    """For a series x_i of T steps and a λ_i of c numbers for each step: λ_it is an affine function of x_it alone.
+    """Spec of an encoder for a series x_i of T steps, in which λ_it is an affine function of x_it alone.
 
-    Made for `models.StateSpace`, where it shows what an encoder that sees one datum at a time must miss. λ is taken as c
-    runs of T numbers, as `MeanField` over R^T has it (locations, then scales). Calling it with the shape of x_i and the size
-    of λ_i makes the net: (*, T) → (*, c T).
+    λ_i has c numbers for each step, in c runs of T, as in `MeanField` over R^T (locations, then scales). On
+    `models.StateSpace` this encoder shows the amortization gap of seeing one step at a time. A call with the shape of x_i
+    and the size of λ_i makes the net (*, T) → (*, c T).
+
+    Raises:
+        ValueError: in a call, unless x_i is a vector and the size of λ_i a multiple of its length.
 
     Reference: Margossian & Blei, "Amortized variational inference: when and why?" (2024).
     """
@@ -21,8 +24,8 @@ class PerStep:
     def __call__(self, shape: tuple[int, ...], size: int) -> nn.Module:
         if len(shape) != 1 or size % shape[0]:
             raise ValueError(
-                f"PerStep needs a series of T numbers and a λ of c T, but x_i has shape {shape} and λ_i {size} numbers: use "
-                "MeanField over one latent for each step."
+                f"PerStep needs a series of T numbers and a λ_i of c T, but x_i has shape {shape} and λ_i {size} numbers: use "
+                "MeanField on a model with one latent for each step."
             )
         return _PerStep(shape[0], size // shape[0])
 

@@ -14,17 +14,20 @@ __all__ = ["Family"]
 
 
 class Family(nn.Module, ABC):
-    """A map from an unconstrained λ in R^size to a distribution over R^dim. Conditioning is calling: ``family(λ)``.
+    """A map from an unconstrained λ in R^size to a distribution q over R^dim: ``family(λ)``.
 
-    A family is made with its options alone, ``LowRank(rank=2)``, and bound to a space by `over`, which a guide does when
-    it has learned the dimension of its model's latents. λ may have any batch shape; q has the same.
+    A family is made from its options, ``LowRank(rank=2)``. A guide binds it to a space by `over` when it knows the dimension
+    of its model's latents. λ may have any batch shape; q has the same.
 
     Args:
-        scale: standard deviation that q starts with, in unconstrained space.
+        scale: standard deviation of q at the start of a fit, in unconstrained space.
+
+    Raises:
+        ValueError: if scale is not positive.
     """
 
     discrete: ClassVar[bool] = False
-    """Whether q is over {0, 1}^dim instead."""
+    """Whether q is over {0, 1}^dim instead of R^dim."""
 
     dim: int
 
@@ -36,12 +39,12 @@ class Family(nn.Module, ABC):
 
     @classmethod
     def demo(cls, dim: int) -> Self:
-        """An instance that can be bound to R^dim: what the contract tests run on."""
+        """An instance that can be bound to R^dim, for the contract tests."""
         del dim
         return cls()
 
     def over(self, dim: int) -> Self:
-        """This family over R^dim; `self` is left as it is."""
+        """A copy of this family over R^dim."""
         bound = copy.deepcopy(self)
         bound.dim = dim
         return bound
@@ -49,18 +52,18 @@ class Family(nn.Module, ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many unconstrained numbers one λ has."""
+        """The number of unconstrained numbers in λ."""
 
     @abstractmethod
     def start(self) -> Tensor:
-        """The λ that a fit starts from, shape (size,)."""
+        """The initial λ of a fit, shape (size,)."""
 
     @abstractmethod
     def forward(self, lam: Tensor) -> TorchDistribution:
         """q_λ, with batch shape lam.shape[:-1] and event shape (dim,)."""
 
     def blocks(self) -> list[list[int]] | None:
-        """The coordinates that a Gaussian family can correlate, as blocks; None where that does not describe it."""
+        """The blocks of coordinates that a Gaussian family can correlate; None if blocks do not describe the family."""
         return None
 
 

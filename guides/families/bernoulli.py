@@ -16,8 +16,8 @@ __all__ = ["Bernoulli"]
 class Bernoulli(Family):
     """Independent zeros and ones: λ = logits. For models with binary latents, such as `models.BinaryVAE`.
 
-    It has no reparameterised gradient: fit it with `inference.objectives.ScoreFunction` or, where states can be summed, with
-    `inference.objectives.AnalyticELBO`.
+    Its draws have no reparameterised gradient: fit it with `inference.objectives.ScoreFunction`, or with
+    `inference.objectives.AnalyticELBO` if the states can be summed.
     """
 
     discrete: ClassVar[bool] = True

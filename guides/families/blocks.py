@@ -15,11 +15,15 @@ __all__ = ["Blocks"]
 class Blocks(FullRank):
     """A Gaussian whose coordinates are correlated within blocks and independent between them.
 
-    Between `MeanField` (blocks of one) and `FullRank` (one block). λ is FullRank's without the entries between blocks.
+    `MeanField` is the case of blocks of one coordinate, `FullRank` that of one block. λ is FullRank's without the entries
+    between blocks.
 
     Args:
-        sizes: how many consecutive coordinates each block has; they must add up to dim.
-        scale: standard deviation that q starts with.
+        sizes: number of consecutive coordinates in each block; they must add up to dim.
+        scale: standard deviation of q at the start of a fit.
+
+    Raises:
+        ValueError: if a size is not positive; in `over`, if the sizes do not add up to dim.
     """
 
     def __init__(self, *sizes: int, scale: float = 0.1) -> None:

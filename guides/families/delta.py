@@ -12,10 +12,10 @@ __all__ = ["Delta"]
 
 
 class Delta(Family):
-    """A point mass at λ. A fit with it finds the maximum a posteriori h in unconstrained space.
+    """A point mass at λ. Its fit finds the maximum a posteriori h in unconstrained space.
 
-    A point mass has no density: KL(q ‖ p(h)) is infinite, so its ELBO is −inf and the loss of its fit, −log p(x, h), is no
-    bound on the evidence. `inference.elbo` says so.
+    A point mass has no density: KL(q ‖ p(h)) is infinite and the ELBO −inf. The loss of a fit, −log p(x, h), is therefore not
+    a bound on the evidence, and `inference.elbo` refuses this family.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A normalizing flow whose every parameter is in λ."""
+"""A normalizing flow with all its parameters in λ."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ from .base import Family, inverse_softplus
 
 __all__ = ["Flow"]
 
+MIN_FACTOR = 0.1
+"""Least factor by which a layer scales a coordinate (1 / MIN_FACTOR is the largest): at most log 10 nats for each of them."""
+
 
 class Flow(Family):
     r"""h = loc + scale · T(ε), ε ~ Normal(0, I), with T a stack of affine coupling layers.
 
-    Each layer keeps one half of the coordinates, a, and moves the other, b → exp(s(a)) b + t(a), where (s, t) is a net with
-    one hidden layer of tanh units; the halves alternate, and a layer stretches by a factor between 0.1 and 10 at most.
-    λ = (loc, softplus⁻¹ scale, the weights of all these nets): nothing is shared between data, so the best λ_i of a datum is
-    the best flow for it, and the family contains every `MeanField`, from which it starts. Under `Amortized` the encoder
-    gives each datum a flow of its own.
+    Each layer keeps one half of the coordinates, a, and maps the other, b → exp(s(a)) b + t(a), where (s, t) is a net with
+    one hidden layer of tanh units. The halves alternate. A layer scales b by a factor between 0.1 and 10.
+    λ = (loc, softplus⁻¹ scale, the weights of all nets). No weight is shared between data, so the best λ_i is the best flow
+    for x_i; under `Amortized` the encoder returns a whole flow for each datum. The family contains every `MeanField` and
+    starts from one.
 
-    Over R¹ nothing is left to condition on, and it is a Gaussian.
+    Over R¹ the flow is a Gaussian, because there is no other half to condition on.
 
     Args:
-        layers: number of coupling layers; two move every coordinate once.
-        hidden: hidden units of each layer's net.
-        scale: standard deviation that q starts with.
+        layers: number of coupling layers; two layers map every coordinate once.
+        hidden: number of hidden units in the net of each layer.
+        scale: standard deviation of q at the start of a fit.
+
+    Raises:
+        ValueError: if an argument is not positive.
 
     Reference: Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP" (2017); Rezende & Mohamed (2015).
     """
@@ -48,7 +54,7 @@ class Flow(Family):
         return 2 * self.dim + sum(sum(self._split(layer)) for layer in range(self.layers))
 
     def start(self) -> Tensor:
-        """`MeanField`'s Gaussian. First layers are random, always the same, so that the zero second ones have gradients."""
+        """`MeanField`'s Gaussian: second weight matrices are zero, and first ones random, to give the second a gradient."""
         generator = torch.Generator().manual_seed(0)
         parts = [torch.zeros(self.dim), torch.full((self.dim,), inverse_softplus(self.scale))]
         for layer in range(self.layers):
@@ -67,23 +73,23 @@ class Flow(Family):
         return dist.TransformedDistribution(base, [_Stack(layers, loc, softplus(raw_scale))])
 
     def _halves(self, layer: int) -> tuple[int, int]:
-        """How many coordinates a layer keeps, and how many it moves."""
+        """The number of coordinates that a layer keeps, and that it maps."""
         kept = self.dim // 2 if layer % 2 == 0 or self.dim == 1 else self.dim - self.dim // 2
         return kept, self.dim - kept
 
     def _split(self, layer: int) -> tuple[int, int]:
-        """How many numbers the two weight matrices of a layer's net have, biases included."""
+        """The size of each of the two weight matrices of a layer's net, biases included."""
         kept, moved = self._halves(layer)
         return (kept + 1) * self.hidden, (self.hidden + 1) * 2 * moved
 
     def _mask(self, layer: int, lam: Tensor) -> Tensor:
-        """True where a coordinate is kept: every other one, in turns."""
+        """True for the coordinates that a layer keeps: the odd ones in even layers, the even ones in odd layers."""
         odd = torch.arange(self.dim, device=lam.device) % 2 == 1
         return odd if layer % 2 == 0 or self.dim == 1 else ~odd
 
 
 class _Conditioner:
-    """The net (s, t) of one layer, its weights from λ."""
+    """The net (s, t) of one layer, with weights from λ."""
 
     def __init__(self, first: Tensor, second: Tensor, kept: int, moved: int, hidden: int) -> None:
         self.first = first.unflatten(-1, (hidden, kept + 1))
@@ -91,11 +97,11 @@ class _Conditioner:
 
     def __call__(self, kept: Tensor) -> Transform:
         log_scale, shift = _affine(self.second, _affine(self.first, kept).tanh()).chunk(2, -1)
-        return MonotonicAffineTransform(shift, log_scale, slope=0.1)
+        return MonotonicAffineTransform(shift, log_scale, slope=MIN_FACTOR)
 
 
 class _Coupling(CouplingTransform):
-    """zuko's layer without `Transform.inv`: torch keeps that in a cycle with its transform, which keeps dead graphs alive."""
+    """zuko's layer without `Transform.inv`, whose reference cycle with its transform would keep unused graphs in memory."""
 
     def _inverse(self, y: Tensor) -> Tensor:
         kept, moved = self.split(y)
@@ -107,7 +113,7 @@ class _Coupling(CouplingTransform):
 
 
 class _Stack(Transform):
-    """All layers, then loc + scale · z."""
+    """The composition of all layers, followed by loc + scale · z."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -141,7 +147,7 @@ class _Stack(Transform):
 
 
 class _Inverse(Transform):
-    """The inverse of a stack, made anew at each use."""
+    """The inverse of a stack, made again for each use to avoid torch's reference cycle."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -156,5 +162,5 @@ class _Inverse(Transform):
 
 
 def _affine(weight: Tensor, x: Tensor) -> Tensor:
-    """A matrix whose last column is the bias, applied to vectors."""
+    """weight · (x, 1): the last column of `weight` is the bias."""
     return (weight[..., :-1] @ x.unsqueeze(-1)).squeeze(-1) + weight[..., -1]

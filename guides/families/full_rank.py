@@ -15,11 +15,11 @@ __all__ = ["FullRank"]
 class FullRank(Family):
     """A Gaussian with any covariance: λ = (loc, softplus⁻¹ scale, lower).
 
-    The Cholesky factor is diag(scale) (I + L), where `lower` fills L strictly below the diagonal: an entry of L has no unit,
-    so that one step size serves coordinates of all scales.
+    The Cholesky factor is diag(scale) (I + L), where `lower` fills L strictly below the diagonal. The entries of L have no
+    unit, so one step size suits coordinates of all scales.
 
     Args:
-        scale: standard deviation that q starts with.
+        scale: standard deviation of q at the start of a fit.
     """
 
     @property
@@ -50,5 +50,5 @@ class FullRank(Family):
         return [list(range(self.dim))]
 
     def _below(self, device: torch.device) -> Tensor:
-        """Rows and columns of the entries of L that may differ from zero, shape (2, entries)."""
+        """Rows and columns of the free entries of L, shape (2, entries)."""
         return torch.tril_indices(self.dim, self.dim, -1, device=device)

@@ -15,11 +15,14 @@ __all__ = ["LowRank"]
 class LowRank(Family):
     """A Gaussian with covariance diag(scale²) + diag(scale) F Fᵀ diag(scale): λ = (loc, softplus⁻¹ scale, F).
 
-    With rank ≥ dim − 1 it holds every Gaussian. F starts small but not at zero, where its gradient would vanish.
+    With rank ≥ dim − 1 the family contains every Gaussian. F starts small but not at zero, where its gradient vanishes.
 
     Args:
         rank: number of columns of F.
-        scale: standard deviation that q starts with, before F is added.
+        scale: standard deviation of q at the start of a fit, without the part of F.
+
+    Raises:
+        ValueError: if rank or scale is not positive.
     """
 
     def __init__(self, rank: int = 1, *, scale: float = 0.1) -> None:

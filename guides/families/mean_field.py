@@ -16,7 +16,7 @@ class MeanField(Family):
     """A Gaussian with independent coordinates: λ = (loc, softplus⁻¹ scale).
 
     Args:
-        scale: standard deviation that q starts with.
+        scale: standard deviation of q at the start of a fit.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Sources: where the λ of a guide comes from."""
+"""Sources: how a guide obtains its λ."""
 
 from .amortized import Amortized
 from .base import Guide

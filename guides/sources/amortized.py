@@ -18,21 +18,21 @@ __all__ = ["Amortized"]
 
 
 class Amortized(Guide):
-    """∏_i q_{λ(x_i)}(h_i), where λ(x_i) = encoder(x_i) + the family's start. Applies to x that it has not seen.
+    """∏_i q_{λ(x_i)}(h_i), where λ(x_i) = encoder(x_i) + the family's start. It applies to unseen x too.
 
-    Where the model also has latents outside the data plate, the encoder sees a draw of them beside x_i, so that each local
-    block is conditioned on it: its input is (x_i, shared), flattened.
+    If the model also has latents outside the data plate, each local block is conditioned on a draw of them: the encoder's
+    input is (x_i, shared), flattened.
 
     Args:
-        model: a Pyro program whose latents all lie inside the data plate and whose first argument is x.
+        model: a Pyro program with latents inside the data plate, whose first argument is x.
         family: the shape of each q.
-        encoder: a net from (B, *data_shape) to (B, family.size), of which the guide trains a copy, or a spec such as
-            ``MLP((64,))`` that makes one from the shape of x_i and the size of λ_i.
+        encoder: a net (B, *data_shape) → (B, family.size), which the guide copies before it trains it, or a spec such as
+            ``MLP((64,))`` that makes a net from the shape of x_i and the size of λ_i.
         plate: name of the model's data plate.
-        shared: the family over the latents outside the data plate.
+        shared: the family over the latents outside the data plate; by default `FullRank`.
 
     Raises:
-        ValueError: on the first call, if the encoder's output is not (B, family.size).
+        ValueError: on the first call, if the shape of the encoder's output is not (B, family.size).
     """
 
     local = True
@@ -79,8 +79,8 @@ class Amortized(Guide):
         return self.family(self.encoder(self._input(x, shared)) + self.start)
 
     def _input(self, x: Tensor, shared: Tensor) -> Tensor:
-        """x_i and the shared latents, side by side: shape (*, B, numbers of both)."""
-        rows = x.reshape(len(x), -1)
+        """x_i and the shared latents, concatenated: shape (*, B, size of x_i + shared dim)."""
+        flat = x.reshape(len(x), -1)
         shared = shared if shared.dim() > 1 else shared.unsqueeze(0)
         lead = (*shared.shape[:-2], len(x))
-        return torch.cat([rows.expand(*lead, -1), shared.to(rows).expand(*lead, -1)], -1)
+        return torch.cat([flat.expand(*lead, -1), shared.to(flat).expand(*lead, -1)], -1)

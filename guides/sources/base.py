@@ -17,28 +17,49 @@ from torch import Tensor, nn
 from ..families import Family, FullRank
 from ..latents import Latents
 
-__all__ = ["Guide"]
+__all__ = ["Guide", "ModelGuide"]
 
 
 class _AbstractPyroModule(_PyroModuleMeta, ABCMeta):
-    """PyroModule has a metaclass of its own; this one also refuses a guide with an abstract method left."""
+    """PyroModule's own metaclass, which also refuses to make a guide with an abstract method left."""
 
 
-class Guide(PyroModule, metaclass=_AbstractPyroModule):
-    """q_λ(h | x) with the call signature of its model.
-
-    `q` returns the distribution; a call samples it at the model's sites. Like Pyro's autoguides, a guide learns the sites of
-    its model on its first call; `setup` does so before, for instance to load a `state_dict`.
-
-    A guide with one λ for each datum takes a model that also has latents outside the data plate: these are one more block,
-    q(shared) = shared family(λ_shared), drawn first.
+class ModelGuide(PyroModule):
+    """A guide that refers to its model without owning it: the model's parameters do not become the guide's.
 
     Args:
-        model: any Pyro program. It is not adopted: its parameters do not become the guide's.
+        model: any Pyro program.
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__(name=type(self).__name__)
+        # A tuple hides the model from torch, which would register it as a submodule.
+        self._model = (model,)
+
+    @property
+    def model(self) -> Any:
+        """The model that this guide was built for."""
+        return self._model[0]
+
+
+class Guide(ModelGuide, metaclass=_AbstractPyroModule):
+    """q_λ(h | x) with the call signature of its model.
+
+    `q` returns the distribution; a call samples it at the model's sites. Like Pyro's autoguides, a guide finds the sites of
+    its model on its first call. `setup` does so earlier, for instance before loading a `state_dict`.
+
+    If the model has latents outside the data plate, a guide with one λ for each datum has one more block for them,
+    q(shared) = shared family(λ_shared), which is drawn first.
+
+    Args:
+        model: any Pyro program.
         family: the shape of q.
         plate: name of the model's data plate.
-        shared: the family over the latents outside the data plate, for a guide with one λ for each datum; `FullRank` by
-            default.
+        shared: for a guide with one λ for each datum, the family over the latents outside the data plate; by default
+            `FullRank`.
+
+    Raises:
+        TypeError: if a family is not a `Family`.
     """
 
     local: ClassVar[bool]
@@ -47,7 +68,7 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
     def __init__(
         self, model: Callable[..., Any], family: Family, *, plate: str = "data", shared: Family | None = None
     ) -> None:
-        super().__init__(name=type(self).__name__)
+        super().__init__(model)
         if not isinstance(family, Family):
             raise TypeError(f"{type(self).__name__}: family must be a Family such as MeanField(), but is {family!r}.")
         if shared is not None and not isinstance(shared, Family):
@@ -55,26 +76,20 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         self.family = family
         self.shared_family: Family = FullRank() if shared is None else shared
         self.plate = plate
-        self._model = (model,)
         self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
         self.latents: Latents | None = None
         self.shared: Latents | None = None
 
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model that this guide was built for."""
-        return self._model[0]
-
     @abstractmethod
     def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """λ: shape (B, family.size) if it is one for each of the B rows of x, else (family.size,). Arguments as in `q`."""
+        """λ, shape (B, family.size) for the B rows of x, or (family.size,) for all the data. Arguments as in `q`."""
 
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
-        """q_λ(h | x) over the packed unconstrained latents; where there are shared latents too, over the local ones alone.
+        """q_λ(h | x) over the packed unconstrained latents, or over the local ones alone if there are shared ones.
 
         Args:
             x: data rows.
-            index: which rows of the whole data they are; needed where λ is looked up by it.
+            index: positions of these rows in the whole data; needed if λ is looked up by position.
         """
         return self.family(self.lambdas(x, index))
 
@@ -85,24 +100,26 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
             ValueError: if the model has none.
         """
         if self.shared is None:
-            raise ValueError(f"this {type(self).__name__} guide has no latents outside the plate {self.plate!r}.")
+            raise ValueError(
+                f"this {type(self).__name__} guide has no latents outside the plate {self.plate!r}: use q(x) instead."
+            )
         return self.shared_family(self.shared_lam)
 
     def q_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> TorchDistribution:
-        """`q` given a draw of the packed shared latents, shape (*, shared dim); a guide may ignore it."""
+        """`q` given a draw of the packed shared latents, shape (*, shared dim); by default independent of it."""
         return self.q(x, index)
 
     @abstractmethod
     def make_parameters(self, x: Tensor) -> None:
-        """Makes λ, when the family and its dimension are known. `x` holds rows of the data."""
+        """Makes the parameters of λ, when the dimension of the family is known. `x` holds rows of the data."""
 
     def setup(self, *args: Any, **kwargs: Any) -> None:
-        """Learns the model's latents from one call with these arguments, and makes λ. Does nothing the second time."""
+        """Finds the model's latents by one call with these arguments, and makes λ. Later calls do nothing."""
         if self.latents is not None:
             return
         x, index, _ = self._call(args, kwargs)
         latents = Latents(self.model, args, kwargs, plate=self.plate if self.local else None, discrete=self.family.discrete)
-        if not self.local and index is not None and self.plate in latents.sizes:
+        if not self.local and index is not None and self.plate in latents.plate_sizes:
             raise ValueError(
                 f"{type(self).__name__} has one λ for all the data, and the model has latents inside the plate "
                 f"{self.plate!r}: fit it without minibatches, or use Local or Amortized."
@@ -129,13 +146,13 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         self.setup(*args, **kwargs)
         assert self.latents is not None
         x, index, size = self._call(args, kwargs)
-        rows = size if size is not None or not isinstance(x, Tensor) or not x.dim() else len(x)
+        n = size if size is not None or not isinstance(x, Tensor) or not x.dim() else len(x)
         if not self.local:
-            built_for = self.latents.sizes.get(self.plate, rows)
-            if rows != built_for:
+            built_for = self.latents.plate_sizes.get(self.plate, n)
+            if n != built_for:
                 raise ValueError(
-                    f"this {type(self).__name__} guide was built for {built_for} data, but there are {rows}: build a "
-                    "guide for this data."
+                    f"this {type(self).__name__} guide was built for {built_for} data, but there are {n}: build a guide for "
+                    "these data."
                 )
             return self.latents.sample(self.q(x, index), None)[0]
         values: dict[str, Tensor] = {}
@@ -144,11 +161,11 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         else:
             values, packed = self.shared.sample(self.q_shared(), None, name="_shared")
             q = self.q_given(x, index, packed)
-        plate = pyro.plate(self.plate, rows, subsample=index, dim=-1)
+        plate = pyro.plate(self.plate, n, subsample=index, dim=-1)
         return {**values, **self.latents.sample(q, plate)[0]}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy for the same model: a guide refers to its model and does not own it."""
+        """A copy that refers to the same model."""
         memo.setdefault(id(self.model), self.model)
         new = type(self).__new__(type(self))
         memo[id(self)] = new
@@ -156,7 +173,7 @@ class Guide(PyroModule, metaclass=_AbstractPyroModule):
         return new
 
     def _call(self, args: Any, kwargs: Any) -> tuple[Any, Tensor | None, int | None]:
-        """The data, their index and the size of the whole, from the arguments of a call."""
+        """The data, their index and the size of the whole data, from the arguments of a call."""
         arguments = self._signature.bind(*args, **kwargs).arguments
         x = next(iter(arguments.values()), None)
         for name, parameter in self._signature.parameters.items():

@@ -1,4 +1,4 @@
-"""A fitted guide with a share of the prior mixed in: a proposal whose importance weights are bounded."""
+"""A mixture of a fitted guide and the prior: a proposal with bounded importance weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ __all__ = ["Defensive"]
 
 
 class Defensive(PyroModule):
-    """(1 − share) q_λ(h) + share p(h): a fitted guide made safe to weigh draws with.
+    """(1 − share) q_λ(h) + share p(h): a fitted guide made safe for importance sampling.
 
-    Where q has thinner tails than the posterior the weights p(x, h) / q(h) have infinite variance, and the standard error of
-    their mean is too small. Here p(x, h) / (share p(h)) = p(x | h) / share bounds every weight, as far as the likelihood is
-    bounded, so that the central limit theorem holds; and no weight is more than 1 / (1 − share) times q's own, so that the
-    variance of the mean is at most that much larger than q's. Its ELBO is not to be climbed: fit the guide, then wrap it.
+    If q has thinner tails than the posterior, the weights p(x, h) / q(h) can have infinite variance, and the standard error
+    of their mean is too small. Here every weight is at most p(x, h) / (share p(h)) = p(x | h) / share, so the central limit
+    theorem holds if the likelihood is bounded. Every weight is also at most 1 / (1 − share) times q's own, so the variance of
+    the mean is larger than q's by at most that factor. Fit the guide first, then wrap it: the ELBO of the mixture is not
+    meant to be maximised.
 
     Args:
         guide: a fitted `Global` guide of a model with a proper prior.
-        share: of the prior, between 0 and 1.
+        share: weight of the prior in the mixture, between 0 and 1.
 
     Raises:
-        TypeError, ValueError: for another guide, an improper prior, or a share outside (0, 1).
+        TypeError: if the guide is not a `Global`.
+        ValueError: if the prior is improper or the share is not inside (0, 1).
 
     Reference: Hesterberg, "Weighted average importance sampling and defensive mixture distributions" (1995); Owen & Zhou,
     "Safe and effective importance sampling" (2000).
@@ -40,11 +42,11 @@ class Defensive(PyroModule):
     def __init__(self, guide: Global, *, share: float = 0.25) -> None:
         super().__init__(name=type(self).__name__)
         if not isinstance(guide, Global):
-            raise TypeError(f"Defensive takes a Global guide, whose q is over all latents at once, but is given {guide!r}.")
+            raise TypeError(f"Defensive: guide must be a Global guide, with one q over all latents, but is {guide!r}.")
         if not 0 < share < 1:
             raise ValueError(f"Defensive: share must lie between 0 and 1, but is {share}.")
         if not getattr(guide.model, "proper", True):
-            raise ValueError("Defensive: this model has an improper prior, from which nothing can be drawn.")
+            raise ValueError("Defensive: the model has an improper prior, which cannot be drawn from: use the guide itself.")
         self.guide = guide
         self.share = share
 
@@ -54,7 +56,7 @@ class Defensive(PyroModule):
         return self.guide.model
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Samples h from the mixture at the model's sites. Takes the model's arguments, with all the data."""
+        """Samples h from the mixture at the model's sites. Takes the model's arguments for all the data."""
         if kwargs.get("index") is not None:
             raise ValueError("Defensive has one q for all the data: call it without index.")
         self.guide.setup(*args, **kwargs)
@@ -96,7 +98,7 @@ class _Mixture(TorchDistribution):
         """Packed draws from the prior, shape (draws, dim)."""
         latents = self.guide.latents
         assert latents is not None
-        # One dimension further left than the draws of whoever calls, which may be drawing under a plate already.
+        # The caller may be drawing under a plate of its own, so this one is one dimension further left.
         with poutine.block(), pyro.plate("_defensive", draws, dim=-2 - latents.depth):
             nodes = poutine.trace(self.guide.model).get_trace(*self.args).nodes
         values = {s.name: nodes[s.name]["value"].reshape(draws, *s.batch_shape, *s.event_shape) for s in latents.sites}

@@ -15,17 +15,18 @@ __all__ = ["Local", "rows"]
 
 @effectful(type="rows")  # type: ignore[untyped-decorator]
 def rows(table: Tensor, index: Tensor) -> Tensor:
-    """table[index], as a Pyro effect: a fit can hand out the rows as leaves, so that a step costs O(batch), not O(N)."""
+    """table[index], as a Pyro effect: a fit can replace the result by a leaf, so that a step costs O(batch), not O(N)."""
     return table[index]
 
 
 class Local(Guide):
-    """∏_i q_{λ_i}(h_i) with a λ_i of its own for each of the N data: no encoder, so no amortization gap.
+    """∏_i q_{λ_i}(h_i), with a free λ_i for each of the N data: no encoder, so no amortization gap.
 
     Args:
-        model: a Pyro program whose latents all lie inside the data plate.
+        model: a Pyro program with latents inside the data plate.
         family: the shape of each q_{λ_i}.
         plate: name of the model's data plate.
+        shared: the family over the latents outside the data plate; by default `FullRank`.
     """
 
     local = True
@@ -34,7 +35,7 @@ class Local(Guide):
 
     def make_parameters(self, x: Tensor) -> None:
         assert self.latents is not None
-        self.table = torch.nn.Parameter(self.family.start().repeat(self.latents.sizes[self.plate], 1))
+        self.table = torch.nn.Parameter(self.family.start().repeat(self.latents.plate_sizes[self.plate], 1))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples h ~ q at the model's sites. Takes the model's arguments."""
@@ -43,7 +44,7 @@ class Local(Guide):
         if size not in (None, len(self.table)):
             raise ValueError(
                 f"this Local guide has a λ_i for each of {len(self.table)} data, but the data have {size}: build a guide for "
-                "this data."
+                "these data."
             )
         return super().forward(*args, **kwargs)
 
@@ -54,6 +55,6 @@ class Local(Guide):
         if len(x) != len(table):
             raise ValueError(
                 f"this Local guide has a λ_i for each of {len(table)} data, but x has {len(x)} rows: pass their index, "
-                "or build a guide for this data."
+                "or build a guide for these data."
             )
         return table

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.nn import PyroModule
 from torch import Tensor
+
+from .base import ModelGuide
 
 __all__ = ["Posterior"]
 
 
-class Posterior(PyroModule):
+class Posterior(ModelGuide):
     """q(h | x) = p(h | x), from a model with a closed-form `posterior`. Its one-draw ELBO is log p(x), for every draw.
 
     Args:
         model: a `models.Tractable` model with the single latent ``"h"``.
     """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(name=type(self).__name__)
-        self._model = (model,)
-
-    @property
-    def model(self) -> Any:
-        """The model that this guide was built for."""
-        return self._model[0]
 
     def q(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
         return self.model.posterior(x)
@@ -36,7 +26,7 @@ class Posterior(PyroModule):
         q = self.q(x)
         if not q.batch_shape:
             if index is not None:
-                raise ValueError("the posterior of a global latent needs all the data: call without index.")
+                raise ValueError("the posterior of a global latent needs all the data: call Posterior without index.")
             return pyro.sample("h", q)
         with pyro.plate("data", len(x) if size is None else size, subsample=index, dim=-1):
             return pyro.sample("h", q)

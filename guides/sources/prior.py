@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pyro import poutine
-from pyro.nn import PyroModule
+
+from .base import ModelGuide
 
 __all__ = ["Prior"]
 
 
-class Prior(PyroModule):
-    """q(h | x) = p(h): ignores the data. Has nothing to learn. Any guide worth its λ has a higher ELBO.
+class Prior(ModelGuide):
+    """q(h | x) = p(h), independent of the data. It has no λ to fit; every useful guide has a higher ELBO.
 
     Args:
-        model: any Pyro program. Its latents must not be drawn after, and depending on, observed sites.
+        model: any Pyro program in which no latent depends on an observed site.
     """
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        super().__init__(name=type(self).__name__)
-        self._model = (model,)
-
-    @property
-    def model(self) -> Any:
-        """The model that this guide was built for."""
-        return self._model[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Samples the model's latents from their priors."""

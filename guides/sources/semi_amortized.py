@@ -1,4 +1,4 @@
-"""λ_i from an encoder, refined for each datum by a few gradient steps."""
+"""λ_i from an encoder, refined by a few gradient steps for each datum."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["SemiAmortized"]
 
 
 class SemiAmortized(Amortized):
-    """∏_i q_{λ_i}(h_i), where λ_i starts at the encoder's λ(x_i) and climbs datum i's own ELBO for some steps.
+    """∏_i q_{λ_i}(h_i), where λ_i starts at the encoder's λ(x_i) and ascends the ELBO of datum i for some steps.
 
-    Each datum has its own step size, which doubles its way up and halves its way back: no step is longer than 1 in λ,
-    and a step that would lower the ELBO (over
-    `draws` draws whose noise is the same for every step and every datum) is not made. So λ_i depends on x_i alone, is the
-    same at every call, and is never worse than the encoder's on these draws. A fit differentiates through the steps.
+    The ELBO of datum i is estimated by `draws` draws, with the same noise for every step and every datum. Each datum has its
+    own step size: it is doubled after a step that raises the ELBO, and divided by four after one that does not, which is
+    undone. No step is longer than 1 in λ. So λ_i depends on x_i alone, is the same in every call, and is never worse than the
+    encoder's on these draws. A fit differentiates through the steps.
 
     Args:
-        model: a Pyro program whose latents all lie inside the data plate and whose first and only data argument is x.
+        model: a Pyro program with latents inside the data plate and x as its first and only data argument.
         family: the shape of each q; it must be reparameterised.
         encoder: as for `Amortized`.
         steps: gradient steps for each datum.
         lr: first step size.
-        draws: draws for the ELBO that the steps climb. Few are overfitted: with 4, a good λ_i gets worse on other draws.
-        training: whether a fit refines too. If not, λ_i is the encoder's wherever gradients are recorded, and refined where
-            they are not (`inference.elbo`, `iwae`, `gaps`, draws).
+        draws: draws of the ELBO that the steps ascend. Few draws are overfitted: 4 make a good λ_i worse on other draws.
+        training: whether λ_i is refined during a fit. If not, it is the encoder's while gradients are recorded, and refined
+            otherwise (`inference.elbo`, `iwae`, `gaps`, draws).
         plate: name of the model's data plate.
 
     Raises:
-        ValueError: if steps, lr or draws are not positive, or the family has no reparameterised draws.
+        ValueError: if steps, lr or draws is not positive, or the family has no reparameterised draws.
 
     Reference: Kim, Wiseman, Miller, Sontag & Rush, "Semi-amortized variational autoencoders" (2018).
     """
@@ -54,12 +54,12 @@ class SemiAmortized(Amortized):
     ) -> None:
         super().__init__(model, family, encoder, plate=plate)
         if steps < 1:
-            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: without steps, use Amortized.")
+            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: use Amortized for no steps.")
         if not lr > 0 or draws < 1:
             raise ValueError(f"SemiAmortized: lr and draws must be positive, but are {lr} and {draws}.")
         if family.discrete:
             raise ValueError(
-                f"SemiAmortized: {type(family).__name__} has no gradient with respect to its draws; use Amortized."
+                f"SemiAmortized: the draws of {type(family).__name__} have no reparameterised gradient: use Amortized."
             )
         self.steps = steps
         self.lr = lr
@@ -73,16 +73,16 @@ class SemiAmortized(Amortized):
         return self._refined(lam, x)
 
     def _refined(self, lam: Tensor, x: Tensor) -> Tensor:
-        """λ after the steps, shape (B, family.size); differentiable in `lam` where gradients are recorded."""
+        """λ after the steps, shape (B, family.size); differentiable in `lam` while gradients are recorded."""
         through = torch.is_grad_enabled()
         with torch.enable_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
             current = lam
-            value, gradient = self._climb(current, x, through=through)
+            value, gradient = self._value_and_gradient(current, x, through=through)
             rate = torch.full_like(value, self.lr)
             for _ in range(self.steps):
                 step = rate.unsqueeze(-1) * gradient
                 candidate = current + step / step.norm(dim=-1, keepdim=True).clamp(min=1.0)
-                other, slope = self._climb(candidate, x, through=through)
+                other, slope = self._value_and_gradient(candidate, x, through=through)
                 better = other > value
                 current = torch.where(better.unsqueeze(-1), candidate, current)
                 gradient = torch.where(better.unsqueeze(-1), slope, gradient)
@@ -90,8 +90,8 @@ class SemiAmortized(Amortized):
                 rate = torch.where(better, 2.0 * rate, 0.25 * rate)
         return current if through else current.detach()
 
-    def _climb(self, lam: Tensor, x: Tensor, *, through: bool) -> tuple[Tensor, Tensor]:
-        """Each datum's ELBO and its gradient, on the same noise at every call."""
+    def _value_and_gradient(self, lam: Tensor, x: Tensor, *, through: bool) -> tuple[Tensor, Tensor]:
+        """The ELBO of each datum, shape (B,), and its gradient, with the same noise in every call."""
         assert self.latents is not None
         torch.manual_seed(0)
         leaf = lam if through and lam.requires_grad else lam.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""One λ_i for each datum that moves with the latents shared by all."""
+"""One λ_i for each datum, an affine function of the latents shared by all data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ __all__ = ["Structured"]
 class Structured(Local):
     """q(shared) ∏_i q_{λ_i(shared)}(h_i), where λ_i(shared) = λ_i + coupling_i · (shared, standardised).
 
-    A `Local` guide makes local and shared latents independent, which in a hierarchical posterior they are not: where the
-    groups' spread is large, so is the uncertainty of each group. Here each number of λ_i is an affine function, with
-    coefficients of its own, of the shared draw (unconstrained, less the mean and in units of the scale of its q). Without
-    shared latents it is `Local`.
+    In a hierarchical posterior local and shared latents depend on each other: if the groups vary widely, each group is
+    uncertain. A `Local` guide makes them independent. Here each number of λ_i is an affine function of the unconstrained
+    shared draw, standardised by the mean and standard deviation of its q. Without shared latents the guide is `Local`.
 
     Args:
-        model: a Pyro program with latents inside the data plate and, for this to matter, outside it.
+        model: a Pyro program with latents inside the data plate, and outside it for a difference from `Local`.
         family: the shape of each local block.
         plate: name of the model's data plate.
-        shared: the family over the latents outside the data plate; `FullRank` by default.
+        shared: the family over the latents outside the data plate; by default `FullRank`.
 
     References: Hoffman & Blei, "Structured stochastic variational inference" (2015); Tan, Bhaskaran & Nott, "Conditionally
     structured variational Gaussian approximation with importance weights" (2020).

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from guides import Family
 from models import Tractable
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 __all__ = ["analytic_elbo", "best_elbo", "evidence_minus_kl", "kl"]
 
@@ -61,7 +61,7 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 10.1.2; Turner & Sahani (2011).
     """
     _require_tractable(model)
-    _, covariance = moments(model.posterior(x))
+    _, covariance = mean_and_covariance(model.posterior(x))
     family = family.over(covariance.shape[-1])
     blocks = family.blocks()
     if blocks is None:
@@ -82,7 +82,7 @@ def kl(q: Distribution, p: Distribution) -> Tensor:
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
-        return kl_divergence(*(MultivariateNormal(*moments(r)) for r in (q, p)))
+        return kl_divergence(*(MultivariateNormal(*mean_and_covariance(r)) for r in (q, p)))
 
 
 def _prior(model: Any) -> Distribution:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from guides import Family
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 __all__ = ["GaussianState", "block_mask", "scale_tril"]
 
@@ -25,7 +25,7 @@ class GaussianState(NamedTuple):
 
     @classmethod
     def of(cls, q: Any, family: Family) -> GaussianState:
-        loc, covariance = (part.detach().double() for part in moments(q))
+        loc, covariance = (part.detach().double() for part in mean_and_covariance(q))
         return cls(loc.clone(), torch.linalg.inv(covariance), block_mask(family, loc))
 
     def minus(self, other: GaussianState) -> GaussianState:

@@ -58,8 +58,8 @@ def place(guide: Callable[..., Any], draws: Mapping[str, Tensor], args: tuple[An
     if missing:
         raise ValueError(f"the start gives no draws of the latent {missing[0]!r}: it gives {sorted(draws)}.")
     with torch.no_grad():
-        local = own.latents.pack(draws) if own.local else own.latents.unconstrain(draws)
-        shared = own.shared.unconstrain(draws) if own.shared is not None else None
+        local = own.latents.pack(draws)
+        shared = own.shared.pack(draws) if own.shared is not None else None
         if len(local) == 1:
             local, shared = _shaped(own, args[0], local[0], None if shared is None else shared[0])
     parameters = [p for p in own.parameters() if p.requires_grad]

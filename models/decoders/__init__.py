@@ -1,4 +1,4 @@
-"""Decoders: nets from a latent h_i to what the observation of x_i is made of."""
+"""Decoders: nets from a latent h_i to the parameters of the observation of x_i."""
 
 from .conv import Conv
 from .mlp import MLP, Linear

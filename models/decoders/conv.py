@@ -12,15 +12,17 @@ __all__ = ["Conv"]
 
 
 class Conv:
-    """Transposed convolutions, each of which doubles height and width. Calling it with k and the shape of x_i makes the net.
+    """Spec of transposed convolutions, each of which doubles height and width.
+
+    A call with k and the shape of x_i makes the net (*, k) → (*, *shape).
 
     Args:
-        channels: channels of each hidden layer, from the latent's side.
-        activation: makes the nonlinearity between layers.
+        channels: channels of each hidden layer, from the latent to the image.
+        activation: makes the nonlinearity between two layers.
 
     Raises:
-        ValueError: when called with a shape that is not (height, width) or (channels, height, width), or whose height or
-            width is not a multiple of 2 to the number of layers.
+        ValueError: if there is no layer or an empty one; in a call, unless the shape is (height, width) or (channels, height,
+            width), with height and width multiples of 2^layers.
     """
 
     def __init__(self, channels: Sequence[int] = (32, 16), *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
@@ -45,7 +47,7 @@ class Conv:
 
 
 class _Flat(nn.Module):
-    """A net for one batch dimension, applied to any number of them."""
+    """Applies a net for one batch dimension to any number of them."""
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()

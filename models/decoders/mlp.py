@@ -12,13 +12,13 @@ __all__ = ["MLP", "Linear"]
 
 
 class MLP:
-    """A multilayer perceptron. Calling it with k and the shape of x_i makes the net: (*, k) → (*, *shape).
+    """Spec of a multilayer perceptron. A call with k and the shape of x_i makes the net (*, k) → (*, *shape).
 
-    The last layer has no bias: a `VAE` adds an offset of its own.
+    The last layer has no bias, because a `VAE` adds its own offset.
 
     Args:
         hidden: width of each hidden layer.
-        activation: makes the nonlinearity between layers.
+        activation: makes the nonlinearity between two layers.
     """
 
     def __init__(self, hidden: Sequence[int] = (64,), *, activation: Callable[[], nn.Module] = nn.Tanh) -> None:
@@ -36,7 +36,7 @@ class MLP:
 
 
 class Linear(MLP):
-    """A matrix: with Gaussian noise, probabilistic PCA."""
+    """Spec of a matrix; with Gaussian noise the model is probabilistic PCA."""
 
     def __init__(self) -> None:
         super().__init__(hidden=())

@@ -1,4 +1,4 @@
-"""Observations: p(x_i | decoder output), one number of the output for each entry of x_i."""
+"""Observations: p(x_i | decoder output), with one number of the output for each entry of x_i."""
 
 from .base import Observation
 from .bernoulli import Bernoulli

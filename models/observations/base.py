@@ -12,15 +12,18 @@ __all__ = ["Observation"]
 
 
 class Observation(nn.Module, ABC):
-    """p(x_i | output): independent entries, one number of the decoder's output for each. Conditioning is calling."""
+    """p(x_i | output), with independent entries and one number of the decoder's output for each.
+
+    A call with the output returns the distribution.
+    """
 
     support: constraints.Constraint
-    """Where an entry of x_i may lie."""
+    """The values that an entry of x_i may take."""
 
     @abstractmethod
     def forward(self, output: Tensor) -> TorchDistribution:
-        """The distribution of the entries, batch shape that of `output`."""
+        """The distribution of the entries, with the shape of `output` as batch shape."""
 
     @abstractmethod
     def offset(self, mean: Tensor) -> Tensor:
-        """The output whose distribution has about this mean: where a fit may start."""
+        """The output whose distribution has about this mean: a starting point for a fit."""

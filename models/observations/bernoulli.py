@@ -10,9 +10,12 @@ from .base import Observation
 
 __all__ = ["Bernoulli"]
 
+MIN_MEAN = 0.001
+"""Means are kept this far from 0 and 1, so that an entry that is constant in the data has a finite logit."""
+
 
 class Bernoulli(Observation):
-    """x ~ Bernoulli(sigmoid(output)), x in {0, 1}. Grey values are no data of this kind: binarise them."""
+    """x ~ Bernoulli(sigmoid(output)), x in {0, 1}. Grey values have to be binarised first."""
 
     support = constraints.boolean
 
@@ -20,4 +23,4 @@ class Bernoulli(Observation):
         return dist.Bernoulli(logits=output)
 
     def offset(self, mean: Tensor) -> Tensor:
-        return mean.clamp(0.001, 0.999).logit()
+        return mean.clamp(MIN_MEAN, 1 - MIN_MEAN).logit()

@@ -1,4 +1,4 @@
-"""Grey values of finitely many levels."""
+"""Grey values with a finite number of levels."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class _Levels(constraints.Constraint):
 class DiscretisedLogistic(Observation):
     """P(x) = the mass of Logistic(output, scale) that rounds to x, for x in {0, 1/(levels − 1), …, 1}.
 
-    The outermost levels take the tails, so it is a probability: its log evidence is in nats per datum, comparable with any
-    other model of the same levels, and never positive.
+    The lowest and the highest level take the tails, so the probabilities sum to 1. The log evidence is never positive and
+    comparable with that of any other model of the same levels.
 
     Args:
         levels: number of grey levels: 256 for eight bits, 17 for scikit-learn's digits.
-        scale: scale s of the logistic (its standard deviation is s π/√3) that a fit starts from; learned.
+        scale: learned scale s of the logistic that a fit starts from; its standard deviation is s π/√3.
 
     Reference: Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling, "Improved variational inference with inverse
     autoregressive flow" (2016), appendix.
@@ -49,7 +49,9 @@ class DiscretisedLogistic(Observation):
     def __init__(self, levels: int = 256, *, scale: float = 0.1) -> None:
         super().__init__()
         if levels < 2 or not scale > 0:
-            raise ValueError(f"DiscretisedLogistic: at least 2 levels and a positive scale, but got {levels} and {scale}.")
+            raise ValueError(
+                f"DiscretisedLogistic: levels must be at least 2 and scale positive, but are {levels} and {scale}."
+            )
         self.levels = levels
         self.support = _Levels(levels)
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
@@ -83,7 +85,7 @@ class _DiscretisedLogistic(TorchDistribution):
             return (x * (self.levels - 1)).round().clamp(0, self.levels - 1) / (self.levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """By σ(a) − σ(b) = σ(a) σ(−b) (1 − exp(b − a)), which loses no digits in the tails."""
+        """log P(value), from σ(a) − σ(b) = σ(a) σ(−b) (1 − exp(b − a)), which loses no digits in the tails."""
         half = 0.5 / (self.levels - 1)
         above = ((value + half - self.loc) / self.scale).masked_fill(value > 1 - half, torch.inf)
         below = ((value - half - self.loc) / self.scale).masked_fill(value < half, -torch.inf)
@@ -91,5 +93,5 @@ class _DiscretisedLogistic(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Of the logistic before rounding, clipped to [0, 1]."""
+        """Mean of the logistic before rounding, clipped to [0, 1]."""
         return self.loc.clamp(0, 1)

@@ -16,11 +16,11 @@ __all__ = ["Gaussian"]
 
 
 class Gaussian(Observation):
-    """x ~ Normal(output, scale), one standard deviation for all entries.
+    """x ~ Normal(output, scale), with one standard deviation for all entries.
 
     Args:
-        scale: the standard deviation, where a fit starts from if it is learned.
-        learned: whether a fit learns it, through softplus.
+        scale: standard deviation; if learned, the value that a fit starts from.
+        learned: whether a fit learns the scale, as softplus(raw_scale).
     """
 
     support = constraints.real

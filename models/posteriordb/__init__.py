@@ -1,4 +1,4 @@
-"""Posteriors of posteriordb: its data and reference draws, and Pyro ports of its Stan models, each checked at the draws.
+"""Posteriors of posteriordb: data, reference draws, and Pyro ports of the Stan models, each checked at the draws.
 
 Reference: Magnusson et al., "posteriordb: testing, benchmarking and developing Bayesian inference algorithms" (2024).
 """

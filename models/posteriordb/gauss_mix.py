@@ -1,4 +1,4 @@
-"""posteriordb's mixture of two Gaussians, the assignments summed out."""
+"""posteriordb's mixture of two Gaussians, with the assignments summed out."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ __all__ = ["LowDimGaussMix", "OrderedNormal"]
 
 
 class OrderedNormal(TorchDistribution):
-    """k independent Normal(0, scale) draws, sorted: log density Σ log Normal + log k! where h_1 < … < h_k."""
+    """`dim` independent Normal(0, scale) draws, sorted: log density Σ log Normal + log dim! for h_1 < … < h_dim."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.ordered_vector
     has_rsample = True
 
-    def __init__(self, size: int, scale: Tensor) -> None:
+    def __init__(self, dim: int, scale: Tensor) -> None:
         self.scale = scale
-        self.size = size
-        super().__init__(scale.shape, torch.Size([size]), validate_args=False)
+        self.dim = dim
+        super().__init__(scale.shape, torch.Size([dim]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> OrderedNormal:
-        return OrderedNormal(self.size, self.scale.expand(batch_shape))
+        return OrderedNormal(self.dim, self.scale.expand(batch_shape))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        shape = (*sample_shape, *self.batch_shape, self.size)
+        shape = (*sample_shape, *self.batch_shape, self.dim)
         noise = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
         return (self.scale.unsqueeze(-1) * noise).sort(-1).values
 
     def log_prob(self, value: Tensor) -> Tensor:
         density: Tensor = dist.Normal(0.0, self.scale.unsqueeze(-1)).log_prob(value).sum(-1)
-        return density + lgamma(self.size + 1)
+        return density + lgamma(self.dim + 1)
 
 
 class LowDimGaussMix(Port):
     r"""low_dim_gauss_mix: 1000 numbers from two Gaussians.
 
-    mu    ~ Normal(0, 2) twice, mu_1 < mu_2
-    sigma ~ HalfNormal(2) twice
-    theta ~ Beta(5, 5)
-    x_i   ~ theta Normal(mu_1, sigma_1) + (1 − theta) Normal(mu_2, sigma_2)
+        mu    ~ Normal(0, 2) in both coordinates, sorted: mu_1 < mu_2
+        sigma ~ HalfNormal(2) in both coordinates
+        theta ~ Beta(5, 5)
+        x_i   ~ theta Normal(mu_1, sigma_1) + (1 − theta) Normal(mu_2, sigma_2)
+
+    sigma holds standard deviations.
     """
 
     entry = "low_dim_gauss_mix-low_dim_gauss_mix"

@@ -1,4 +1,4 @@
-"""posteriordb's Gaussian process with unknown hyperparameters, the function integrated out."""
+"""posteriordb's Gaussian process with unknown hyperparameters and the function integrated out."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["GPRegression"]
 
 
 class GPRegression(Port):
-    r"""gp_pois_regr-gp_regr: lengthscale, scale and noise *variance* of a Gaussian process at 11 places.
+    r"""gp_pois_regr-gp_regr: lengthscale, scale and noise *variance* of a Gaussian process at 11 inputs.
 
         rho   ~ Gamma(25, 4)               lengthscale
         alpha ~ HalfNormal(2)              standard deviation of the function
-        sigma ~ HalfNormal(1)              variance of the noise: posteriordb's name misleads
+        sigma ~ HalfNormal(1)              variance of the noise, in spite of posteriordb's name
         x     ~ Normal(0, alpha² exp(−(z_i − z_j)² / (2 rho²)) + sigma I)
 
     Args:
-        places: z, shape (N,).
+        places: the inputs z, shape (N,).
     """
 
     entry = "gp_pois_regr-gp_regr"
@@ -49,9 +49,9 @@ class GPRegression(Port):
         return ()
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """The joint. The function is integrated out, which ties all data together, so there are no minibatches."""
+        """The joint. Without the function the data are dependent, so there are no minibatches."""
         if index is not None:
-            raise ValueError("GPRegression ties all data together, so no minibatch can be taken: leave index=None.")
+            raise ValueError("GPRegression has dependent data, so it takes no minibatches: leave index=None.")
         return self.likelihood(self.prior(), x)
 
     def prior(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""posteriordb's hierarchical models, which the suite has under names of its own."""
+"""Ports of posteriordb's hierarchical models, which are also models of this suite."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EightSchoolsCentered(_EightSchools):
 
 
 class EightSchoolsNoncentered(_EightSchools):
-    """eight_schools-eight_schools_noncentered: `models.EightSchools`, not centred. The draws hold theta."""
+    """eight_schools-eight_schools_noncentered: `models.EightSchools`, not centred. The reference draws hold theta."""
 
     entry = "eight_schools-eight_schools_noncentered"
 

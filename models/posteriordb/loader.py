@@ -1,4 +1,4 @@
-"""Reads posteriordb: data, reference draws and exact moments, from a clone or from one folder for each posterior."""
+"""Reads posteriordb: data, reference draws and exact moments, from a clone or from a folder for each posterior."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Reference:
     """Draws of a long run, in constrained space."""
 
     names: tuple[str, ...]
-    """Scalars, as ``theta[1]``, from 1."""
+    """Names of the scalars, such as ``theta[1]``; indices start at 1."""
     draws: Tensor = field(repr=False)
     """Shape (chains, draws, scalars), float64."""
 
     def quantities(self) -> dict[str, Tensor]:
-        """For each quantity its draws, all chains after one another, shape (K, *shape)."""
+        """The draws of each quantity, chains concatenated, shape (K, *shape)."""
         flat = self.draws.flatten(0, 1)
         columns: dict[str, list[int]] = {}
         for position, name in enumerate(self.names):
@@ -45,7 +45,7 @@ class Exact:
     mean: dict[str, float]
     sd: dict[str, float]
     log_evidence: float | None
-    """With normalised priors, in nats; None where it does not exist or is not known."""
+    """log p(x) with normalised priors, in nats; None if it does not exist or is not known."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Entry:
     exact: Exact | None
 
     def moments(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean and standard deviation of each scalar: exact where known, else of the reference draws.
+        """Mean and standard deviation of each scalar: exact if known, else those of the reference draws.
 
         Raises:
             ValueError: if there is neither.
@@ -66,7 +66,7 @@ class Entry:
         if self.exact is not None:
             return self.exact.mean, self.exact.sd
         if self.reference is None:
-            raise ValueError(f"{self.name} has neither exact moments nor reference draws.")
+            raise ValueError(f"{self.name} has neither exact moments nor reference draws: add exact.json or draws.npz.")
         flat = self.reference.draws.flatten(0, 1)
         mean, sd = flat.mean(0).tolist(), flat.std(0).tolist()
         names = self.reference.names
@@ -77,7 +77,7 @@ def entries(path: str | Path) -> list[str]:
     """Names of the posteriors at `path`: a posteriordb clone, its ``posterior_database``, or a folder of folders.
 
     Raises:
-        FileNotFoundError: if `path` is none of these.
+        FileNotFoundError: if `path` is not a folder.
     """
     root, cloned = _root(path)
     found = (root / "posteriors").glob("*.json") if cloned else root.glob("*/data.json")
@@ -88,13 +88,13 @@ def load(path: str | Path, name: str) -> Entry:
     """Reads one posterior.
 
     Args:
-        path: a posteriordb clone, or a folder that holds for each posterior a folder with ``data.json`` and, where they
-            exist, ``draws.npz`` (arrays ``draws``, (chains, draws, scalars), and ``names``) and ``exact.json``.
+        path: a posteriordb clone, or a folder with one folder for each posterior. That folder holds ``data.json`` and
+            optionally ``draws.npz`` (arrays ``draws``, (chains, draws, scalars), and ``names``) and ``exact.json``.
         name: for instance ``"eight_schools-eight_schools_centered"``.
 
     Raises:
         FileNotFoundError: if `path` or a file of the entry is missing.
-        ValueError: if there is no such posterior (the nearest name is suggested), or a file is damaged.
+        ValueError: if there is no posterior of this name (the nearest is suggested), or a file is damaged.
     """
     known = entries(path)
     if name not in known:

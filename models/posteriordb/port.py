@@ -1,4 +1,4 @@
-"""What a port of a posteriordb posterior adds to a model."""
+"""The contract of a port: a model that reproduces a posterior of posteriordb."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Port"]
 
 
 class Port(Model):
-    """A model that is one of posteriordb's, in float64, with the quantities that the reference draws hold.
+    """A model of posteriordb, in float64.
 
-    `quantities` turns draws of the latents into the reference's; `latents` turns them back.
+    `quantities` maps draws of the latents to the quantities of the reference draws; `latents` is its inverse.
     """
 
     entry: ClassVar[str]
@@ -27,26 +27,26 @@ class Port(Model):
     @classmethod
     @abstractmethod
     def from_posteriordb(cls, data: Mapping[str, Any]) -> tuple[Self, Tensor]:
-        """The model, and its x, from the entry's data.
+        """The model and its x, from the data of the entry.
 
         Raises:
-            ValueError: if the data have not the keys of this entry.
+            ValueError: if the data lack a key of this entry, or one has the wrong shape.
         """
 
     def latents(self, quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The latents of draws of the quantities: the inverse of `quantities`."""
+        """The latents, from draws of the quantities: the inverse of `quantities`."""
         return dict(quantities)
 
     @classmethod
     def from_dataset(cls, data: Dataset) -> tuple[Self, Tensor]:
-        raise ValueError(f"{cls.__name__} is made for {cls.entry} of posteriordb: use models.posteriordb.")
+        raise ValueError(f"{cls.__name__} takes only the data of {cls.entry}: load them with models.posteriordb.problem.")
 
     @classmethod
     def column(cls, data: Mapping[str, Any], key: str, shape: Sequence[int] = (-1,)) -> Tensor:
-        """One entry of the data as a float64 tensor of `shape`, where −1 is any size.
+        """The value of `key` as a float64 tensor of `shape`, in which −1 stands for any length.
 
         Raises:
-            ValueError: if it is missing, or of another shape.
+            ValueError: if the key is missing or its value has another shape.
         """
         if key not in data:
             raise ValueError(f"{cls.__name__}: the data of {cls.entry} need {key!r}, but hold {sorted(data)}.")

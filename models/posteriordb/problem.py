@@ -1,4 +1,4 @@
-"""From a name in posteriordb to a model, its data and its truth."""
+"""Builds the model of a posterior by its name in posteriordb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Problem", "ports", "problem"]
 
 
 class Problem(NamedTuple):
-    """A port, its data and its truth."""
+    """A port, its data x, and the entry with the reference draws."""
 
     model: Port
     x: Tensor
@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
 
 def ports() -> dict[str, type[Port]]:
-    """The ported posteriors: for each name of posteriordb its class, as the package's ``__all__`` lists them."""
+    """The class of each ported posterior, by its name in posteriordb."""
     package = import_module(__package__ or "models.posteriordb")
     exported = (getattr(package, name) for name in package.__all__)
     return {p.entry: p for p in exported if isinstance(p, type) and issubclass(p, Port) and p is not Port}
@@ -33,12 +33,11 @@ def problem(path: str | Path, name: str) -> Problem:
     """Loads a posterior and builds its port.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; also if the posterior has no port, its data have other keys, or its
-            reference draws have other dimensions than the model's quantities.
+        FileNotFoundError, ValueError: as `load`; also if the posterior has no port, or its data do not suit it.
     """
     entry = load(path, name)
     if name not in ports():
-        raise ValueError(f"{name} has no Pyro port here; there are: {', '.join(sorted(ports()))}.")
+        raise ValueError(f"{name} has no Pyro port: choose one of {', '.join(sorted(ports()))}.")
     model, x = ports()[name].from_posteriordb(entry.data)
     model.check_data(x)
     return Problem(model, x, entry)

@@ -1,4 +1,4 @@
-"""posteriordb's linear regressions with unknown noise."""
+"""posteriordb's linear regressions with an unknown noise scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..arguments import real
 from ..base import RegressionModel
 from .flat import flat, flat_positive
 from .port import Port
@@ -20,31 +19,22 @@ __all__ = ["BLR", "NES", "KidScore", "LogMesquite"]
 
 
 class _Regression(RegressionModel, Port):
-    """x_i ~ Normal(covariates_i · beta, sigma); a subclass gives the priors of beta and sigma, flat by default."""
+    """x_i ~ Normal(covariates_i · beta, sigma), sigma a standard deviation; both have flat priors unless overridden."""
 
     proper: ClassVar[bool] = False
 
-    def __init__(self, covariates: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("covariates", real("covariates", covariates, tuple(covariates.shape)))
-
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        """30 rows with weights 1 and noise of standard deviation ½."""
+        """30 rows with three weights of 1 and noise of standard deviation ½."""
         generator = torch.Generator().manual_seed(seed)
         covariates = torch.randn(30, 3, generator=generator, dtype=torch.float64)
         return cls(covariates), covariates.sum(-1) + 0.5 * torch.randn(30, generator=generator, dtype=torch.float64)
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        return ()
 
     def prior(self) -> dict[str, Tensor]:
         return {"beta": pyro.sample("beta", self._beta()), "sigma": pyro.sample("sigma", self._sigma())}
 
     def likelihood(self, h: dict[str, Tensor], x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        covariates = self.covariates if index is None else self.covariates[index]
-        return pyro.sample("x", dist.Normal((covariates * h["beta"]).sum(-1), h["sigma"]), obs=x)
+        return pyro.sample("x", dist.Normal(self.predictor(h["beta"], index), h["sigma"]), obs=x)
 
     def _beta(self) -> TorchDistribution:
         return flat(self.covariates[0])
@@ -98,12 +88,12 @@ class KidScore(_Regression):
 
 
 class LogMesquite(_Regression):
-    r"""mesquite-logmesquite_logvash: the weight of mesquite bushes from their measures.
+    r"""mesquite-logmesquite_logvash: the weight of mesquite bushes from their dimensions.
 
         (beta, sigma) ~ flat on R⁶ × (0, ∞)
         x_i = log weight_i ~ Normal(covariates_i · beta, sigma)
 
-    The covariates are 1, log canopy volume, area and shape, log height and group. Flat in beta and sigma: no evidence.
+    The covariates are 1, the logs of canopy volume, area, shape and total height, and group. There is no evidence.
     """
 
     entry = "mesquite-logmesquite_logvash"
@@ -122,7 +112,7 @@ class NES(_Regression):
         (beta, sigma) ~ flat on R⁹ × (0, ∞)
         x_i = partyid7_i ~ Normal(covariates_i · beta, sigma)
 
-    The covariates are 1, ideology, race, three age groups, education, gender and income. No evidence.
+    The covariates are 1, ideology, race, three age groups, education, gender and income. There is no evidence.
     """
 
     entry = "nes1972-nes"

@@ -1,4 +1,4 @@
-"""posteriordb's time series: each datum depends on those before it, so they have no data plate and take no minibatches."""
+"""posteriordb's time series: each datum depends on earlier ones, so they have no data plate and take no minibatches."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ __all__ = ["AutoRegression", "Garch"]
 
 
 class _Series(Port):
-    """One series x of T steps. Its site is one event, so `index` and `size` are refused."""
+    """One series x of T steps, whose site "x" is one event, so `index` is refused."""
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """The joint. `size` is T where x is simulated; a series takes no minibatches."""
+        """The joint of the whole series x, which must be given."""
         if index is not None:
-            raise ValueError(f"{type(self).__name__} is one series, of which no minibatch can be taken: leave index=None.")
-        h = self.prior()
-        return self.likelihood(h, x if x is not None else self._simulated(h, size))
+            raise ValueError(f"{type(self).__name__} is one series, so it takes no minibatches: leave index=None.")
+        if x is None:
+            raise ValueError(f"{type(self).__name__} scores a series but does not simulate one: give x.")
+        return self.likelihood(self.prior(), x)
 
     @property
     def data_shape(self) -> tuple[int, ...]:
         return ()
-
-    def _simulated(self, h: dict[str, Tensor], size: int | None) -> Tensor:
-        raise ValueError(f"{type(self).__name__} scores a series but does not simulate one: give x.")
 
 
 class AutoRegression(_Series):
@@ -61,7 +59,7 @@ class AutoRegression(_Series):
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        """A random walk that returns to zero, of 40 steps."""
+        """A random walk of 40 steps that returns to zero."""
         noise = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         x = [noise[0]]
         for value in noise[1:]:
@@ -85,18 +83,18 @@ class AutoRegression(_Series):
 
 
 class Garch(_Series):
-    r"""garch-garch11: a series whose variance moves.
+    r"""garch-garch11: a series whose variance depends on earlier values.
 
         mu, alpha0      ~ flat on R × (0, ∞)
         (alpha1, beta1) ~ flat on the triangle alpha1, beta1 > 0, alpha1 + beta1 < 1
         sigma_t²        = alpha0 + alpha1 (x_t−1 − mu)² + beta1 sigma_t−1²,  sigma_1 given
         x_t             ~ Normal(mu, sigma_t)                                   t = 1 … T
 
-    The support of beta1 depends on alpha1, which no fixed bijection can follow. The latent is beta_share = beta1 / (1 −
-    alpha1) ~ Uniform(0, 1) instead, with alpha1 ~ Beta(1, 2): the same flat density on the triangle.
+    The support of beta1 depends on alpha1, so no fixed bijection maps it to R. The latents are therefore alpha1 ~ Beta(1, 2)
+    and beta_share = beta1 / (1 − alpha1) ~ Uniform(0, 1): the same flat density on the triangle.
 
     Args:
-        initial_scale: sigma_1.
+        initial_scale: sigma_1, a standard deviation.
     """
 
     entry = "garch-garch11"
@@ -114,7 +112,7 @@ class Garch(_Series):
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
-        """Forty steps of constant variance."""
+        """40 steps with variance 1."""
         return cls(), torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def prior(self) -> dict[str, Tensor]:
