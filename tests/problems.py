@@ -133,6 +133,14 @@ def has_optimum(model_class, family_class):
 
 
 OPTIMA = [(m, f) for m in TRACTABLE for f in GAUSSIAN if has_optimum(m, f)]
+
+
+def few(model_classes):
+    """Parameters of a test that `make test` runs on the first local and the first global model alone."""
+    quick = [next(m for m in model_classes if issubclass(m, LocalModel) == local) for local in (False, True)]
+    return [pytest.param(m, marks=() if m in quick else SLOW) for m in model_classes]
+
+
 FIXED_PAIRS = [pair for pair in PAIRS if not list(pair.values[0].demo()[0].parameters())]
 """Those whose model a fit does not change."""
 PAIRS_WITH_OPTIMUM = [pair for pair in FIXED_PAIRS if (pair.values[0], pair.values[2]) in OPTIMA]
