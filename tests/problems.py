@@ -137,7 +137,7 @@ OPTIMA = [(m, f) for m in TRACTABLE for f in GAUSSIAN if has_optimum(m, f)]
 
 def few(model_classes):
     """Parameters of a test that `make test` runs on the first local and the first global model alone."""
-    quick = [next(m for m in model_classes if issubclass(m, LocalModel) == local) for local in (False, True)]
+    quick = [next((m for m in model_classes if issubclass(m, LocalModel) == local), None) for local in (False, True)]
     return [pytest.param(m, marks=() if m in quick else SLOW) for m in model_classes]
 
 
