@@ -98,11 +98,23 @@ def is_gaussian(family_class, dim=3):
     return True
 
 
+def has_gaussian_posterior(model_class):
+    """Whether a model with an exact posterior has a Gaussian one."""
+    model, x = demo(model_class)
+    try:
+        models.gaussian.moments(model.posterior(x))
+    except TypeError:
+        return False
+    return True
+
+
 CONTINUOUS = [m for m in MODELS if not is_discrete(m)]
 """Those that every guide of Pyro's can serve."""
 SOLVED = [m for m in MODELS if issubclass(m, Tractable)]
 TRACTABLE = [m for m in SOLVED if not is_discrete(m)]
 """Those whose closed form takes a Gaussian q."""
+NOT_GAUSSIAN = [m for m in ALL_MODELS if issubclass(m, Tractable) and not has_gaussian_posterior(m)]
+"""Those whose closed form takes a q of the prior's own family, which is not Gaussian."""
 GAUSSIAN = [family for family in FAMILIES if is_gaussian(family)]
 SLOW = pytest.mark.slow
 PAIRS = [
@@ -121,6 +133,14 @@ def has_optimum(model_class, family_class):
 
 
 OPTIMA = [(m, f) for m in TRACTABLE for f in GAUSSIAN if has_optimum(m, f)]
+
+
+def few(model_classes):
+    """Parameters of a test that `make test` runs on the first local and the first global model alone."""
+    quick = [next((m for m in model_classes if issubclass(m, LocalModel) == local), None) for local in (False, True)]
+    return [pytest.param(m, marks=() if m in quick else SLOW) for m in model_classes]
+
+
 FIXED_PAIRS = [pair for pair in PAIRS if not list(pair.values[0].demo()[0].parameters())]
 """Those whose model a fit does not change."""
 PAIRS_WITH_OPTIMUM = [pair for pair in FIXED_PAIRS if (pair.values[0], pair.values[2]) in OPTIMA]

@@ -12,8 +12,6 @@ from guides import MLP, Amortized, MeanField
 from inference.cli import app
 from models import VAE, datasets
 
-pytestmark = pytest.mark.slow
-
 DIGITS = ["--data", "digits(binarised=True)", "--batch-size", "256", "--steps", "20"]
 
 
@@ -23,6 +21,7 @@ def run(*arguments, code=0):
     return result.output
 
 
+@pytest.mark.slow
 def test_fit_writes_weights_and_pictures(tmp_path):
     text = run("fit", *DIGITS, "--model", "VAE(latents=2)", "--draws", "10", "--out", tmp_path / "out")
     for word in ("elbo", "reconstruction", "complexity", "VAE(latents=2) on digits(binarised=True)"):
@@ -44,6 +43,7 @@ def test_fit_shows_the_exact_evidence_where_there_is_one(tmp_path):
     assert "log p(x), exact" in text
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(tmp_path):
     tables = []
     for name in ("a", "b"):
@@ -63,6 +63,7 @@ def test_evidence(guide):
     assert "exact" in text
 
 
+@pytest.mark.slow
 def test_gaps_has_a_row_for_each_guide(tmp_path):
     out = tmp_path / "out"
     run(

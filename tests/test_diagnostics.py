@@ -27,7 +27,7 @@ from inference.diagnostics import (
     moment_errors,
     predictive_coverage,
 )
-from inference.evidence import psis
+from inference.evidence.psis import psis
 from inference.programs import quantities as scalars
 from inference.programs.isolation import isolated
 from inference.programs.log_joint import LogJoint

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 from math import log
+from typing import get_type_hints
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import MODELS, SOLVED, build, demo, is_discrete, shake
+from problems import MODELS, SOLVED, build, demo, few, is_discrete, shake
 
 from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
-from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
-from inference.evidence import psis
+from inference import ais, ais_reverse, bidirectional, elbo, evidence, fit, iwae
 from inference.evidence.estimate import LogMean
+from inference.evidence.psis import psis
 from inference.objectives import TraceELBO
 from inference.programs.draws import draw_chunks
 from inference.programs.isolation import isolated
-from models import BinaryVAE, EightSchools, FactorAnalysis, GaussianMean, LocalModel, ProbabilisticPCA, StateSpace
+from models import (
+    BinaryVAE,
+    EightSchools,
+    FactorAnalysis,
+    GaussianMean,
+    LocalGaussian,
+    LocalModel,
+    ProbabilisticPCA,
+    StateSpace,
+)
 from models.posteriordb import KidScore
 
-pytestmark = pytest.mark.slow
 
+def is_bound(export):
+    """Whether an export estimates log p(x) from a model, a guide and data alone."""
+    if not inspect.isfunction(export) or get_type_hints(export)["return"] is not evidence.Evidence:
+        return False
+    parameters = inspect.signature(export).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty] == ["model", "guide", "x"]
+
+
+BOUNDS = [export for export in map(vars(evidence).get, evidence.__all__) if is_bound(export)]
 LOCAL = [m for m in SOLVED if issubclass(m, LocalModel)]
 CONTINUOUS_LOCAL = [m for m in LOCAL if not is_discrete(m)]
 QUICK = {"temperatures": 40, "chains": 32, "leapfrog": 3}
@@ -48,7 +67,55 @@ def proposal(model, x):
     return wide_of(model, x)
 
 
-@pytest.mark.parametrize("model_class", LOCAL)
+def near(model, x):
+    """A guide around the posterior of a Gaussian with independent latents, half as wide again."""
+    guide = build(model, Local if isinstance(model, LocalModel) else Global, MeanField, x)
+    posterior = model.posterior(x)
+    with torch.no_grad():
+        lam = torch.cat([posterior.mean, (1.5 * posterior.stddev).expm1().log()], -1)
+        next(guide.parameters()).copy_(lam)
+    return guide
+
+
+@pytest.mark.parametrize("model_class", [LocalGaussian, pytest.param(GaussianMean, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bound", BOUNDS)
+class TestBound:
+    """Every bound, as it is without options."""
+
+    def test_is_near_the_evidence_and_not_a_nat_from_it(self, bound, model_class):
+        model, x = demo(model_class)
+        x = x[:10]
+        exact = model.log_evidence(x)
+        found = bound(model, near(model, x), x)
+        assert found.bound in {"lower", "upper"}
+        assert found.value.shape == found.se.shape == exact.shape
+        assert ((found.value - exact).abs() < 5 * found.se).all()
+        for shift in (1.0, -1.0):
+            assert ((found.value - exact - shift).abs() > 5 * found.se).all()
+
+    @pytest.mark.slow
+    def test_repeats_itself_and_changes_nothing(self, bound, model_class):
+        model, x = demo(model_class)
+        x, guide = x[:3], near(model, x[:3])
+        state, before = torch.get_rng_state(), next(guide.parameters()).clone()
+        found = [bound(model, guide, x, seed=seed).value for seed in (0, 0, 1)]
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(next(guide.parameters()), before)
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[0], found[2])
+
+    def test_checks_the_data_first(self, bound, model_class):
+        model, x = demo(model_class)
+        with pytest.raises(ValueError, match="row 0 of x holds nan"):
+            bound(model, Prior(model), x * torch.nan)
+
+
+def test_bounds_are_found():
+    assert {iwae, ais} <= set(BOUNDS)
+    assert not {ais_reverse, bidirectional} & set(BOUNDS)
+
+
+@pytest.mark.parametrize("model_class", few(LOCAL))
 class TestIwae:
     def test_agrees_with_the_exact_evidence(self, model_class):
         model, x = demo(model_class)
@@ -66,6 +133,7 @@ class TestIwae:
         assert (found.se < 1e-6).all()
 
 
+@pytest.mark.slow
 def test_iwae_with_one_sample_is_the_elbo_and_rises_with_more():
     model, x = demo(FactorAnalysis)
     guide = build(model, Amortized, MeanField, x)
@@ -88,6 +156,7 @@ def test_iwae_of_a_global_latent_is_one_number():
     torch.testing.assert_close(found.value, model.log_evidence(x), atol=1e-9, rtol=0.0)
 
 
+@pytest.mark.slow
 def test_blocks_of_data_join_up():
     """More data than one block holds: each datum's bound is about its own datum."""
     model, _ = demo(FactorAnalysis)
@@ -136,6 +205,7 @@ def z_scores(model, guide, x, truth, *, repeats=40, draws=5000):
     return torch.stack([(f.value - truth) / f.se for f in found]), torch.stack([f.khat for f in found])
 
 
+@pytest.mark.slow
 class TestDefensive:
     """A Gaussian has thinner tails than the posterior of eight schools, whose log tau has exponential ones."""
 
@@ -186,6 +256,7 @@ class TestDefensive:
             make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_class", CONTINUOUS_LOCAL)
 class TestAis:
     def test_agrees_with_the_exact_evidence(self, model_class):
@@ -234,6 +305,7 @@ def test_ais_at_the_posterior_has_constant_weights():
     torch.testing.assert_close(found.value, model.log_evidence(x), atol=1e-9, rtol=0.0)
 
 
+@pytest.mark.slow
 def test_ais_improves_on_a_bad_guide():
     """Annealing repairs what importance sampling from the prior cannot."""
     model, x = demo(ProbabilisticPCA)
@@ -243,6 +315,7 @@ def test_ais_improves_on_a_bad_guide():
     assert abs(exact - annealed.mean) < 0.5 * (exact - plain.mean)
 
 
+@pytest.mark.slow
 def test_ais_with_bounded_latents_and_plain_models():
     """A Gamma-Poisson model in plain Pyro: the Jacobian of the unconstrained space is in the path."""
 
@@ -276,12 +349,8 @@ class TestBadInput:
         with pytest.raises(ValueError, match="discrete"):
             ais(model, Local(model, Bernoulli()), x)
 
-    @pytest.mark.parametrize("bound", [iwae, ais])
-    def test_data_are_checked_first(self, bound):
-        with pytest.raises(ValueError, match="row 0 of x holds nan"):
-            bound(self.model, Prior(self.model), self.x * torch.nan)
 
-
+@pytest.mark.slow
 @pytest.mark.parametrize("model_class", MODELS)
 def test_nothing_is_changed(model_class):
     model, x = demo(model_class)
@@ -293,6 +362,7 @@ def test_nothing_is_changed(model_class):
     assert all(torch.equal(before[1][k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_bounds_of_a_fitted_encoder_on_unseen_data():
     model, x = demo(ProbabilisticPCA)
     guide = Amortized(model, FullRank(), Linear())

@@ -16,8 +16,6 @@ from inference.comparison.gradient_variance import _squared_mean
 from inference.objectives import IWAE, ClosedFormEntropy, Loss, ScoreFunction, StickingTheLanding, TraceELBO
 from models import GaussianMean, LocalGaussian
 
-pytestmark = pytest.mark.slow
-
 
 class Shrunk:
     """A wrong estimator: 0.8 of the gradient."""
@@ -44,6 +42,7 @@ def test_finds_the_biased_one():
     assert wrong.squared_bias > 5 * wrong.squared_bias_se > 0
 
 
+@pytest.mark.slow
 def test_variance_is_that_of_the_estimate():
     """The variance falls as 1 / draws; the score in a scalar Gaussian has the variance that algebra gives."""
     model, x = LocalGaussian(1).double(), torch.tensor([[0.7]], dtype=torch.float64)

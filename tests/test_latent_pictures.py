@@ -17,8 +17,6 @@ from inference.latent_pictures import (
 )
 from models import VAE, datasets, decoders
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def pair():
