@@ -37,7 +37,7 @@ def make(cls, model, x):
 def test_gives_draws_of_every_latent(cls, model_class):
     model, x = demo(model_class)
     with isolated(0):
-        draws = make(cls, model, x).draws(model, (x,))
+        draws = make(cls, model, x).draw(model, (x,))
     names = {"mu", "tau", "theta_trans"} if model_class is EightSchools else {"h"}
     assert set(draws) == names
     assert len({len(value) for value in draws.values()}) == 1
@@ -77,7 +77,7 @@ class TestPlace:
         for guide in (Global(model, MeanField()), Structured(model, MeanField()), Local(model, FullRank())):
             guide.setup(x)
             with isolated(0):
-                place(guide, FromInit(init_to_value(values={"tau": torch.tensor(11.0).double()})).draws(model, (x,)), (x,))
+                place(guide, FromInit(init_to_value(values={"tau": torch.tensor(11.0).double()})).draw(model, (x,)), (x,))
                 tau = torch.stack([guide(x)["tau"] for _ in range(200)])
             assert 10.0 < tau.median() < 12.0
 
@@ -181,7 +181,7 @@ class TestFit:
             fit(model, AutoNormal(model), x, steps=3, start=FromInit())
         with pytest.raises(ValueError, match="restarts must be at least 1"):
             fit(model, guide, x, steps=3, restarts=0)
-        for start in (FromPrior, lambda count: FromGuide(guide, count)):
+        for start in (FromPrior, lambda draws: FromGuide(guide, draws)):
             with pytest.raises(ValueError, match="draws must be at least 2"):
                 start(draws=1)
 

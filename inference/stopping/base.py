@@ -42,8 +42,8 @@ class Running(Protocol):
     """The learning rate, which a rule may set."""
 
     @property
-    def rows(self) -> int:
-        """N where every latent lies in one plate of N data, else 1: nats are divided by it."""
+    def data_count(self) -> int:
+        """N if every latent lies in one plate of N data, else 1. Distances and tolerances are nats divided by it."""
 
     @property
     def steps(self) -> int:

@@ -169,7 +169,7 @@ class _Watch(Watch):
             if stationary:
                 break
         steps = length * self.iterates.length * EVERY
-        cost = max(_cost(along, merged) for merged in MERGED) / run.rows
+        cost = max(_cost(along, merged) for merged in MERGED) / run.data_count
         fine = cost <= self.rule.tolerance / 2
         window = _Window(average, steps, cost, stationary and fine, _directions(along))
         good = stationary and (fine or (self._biased(window, run) and self._idle(run, 0))) and steps >= self.need
@@ -179,7 +179,9 @@ class _Watch(Watch):
         """KL between the averages of this rate and the last, and the part of it that noise has on average."""
         assert self.metric is not None
         last = self.rates[-1]
-        return 0.5 * float((self.metric @ (window.average - last.average)).square().mean()) / run.rows, window.cost + last.cost
+        return 0.5 * float(
+            (self.metric @ (window.average - last.average)).square().mean()
+        ) / run.data_count, window.cost + last.cost
 
     def _biased(self, window: _Window, run: Running) -> bool:
         """Whether more is to be had from a lower rate than from a longer window, as far as is known."""

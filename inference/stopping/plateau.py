@@ -70,7 +70,7 @@ class _Watch(Watch):
         self.looks += 1
         self.due = int(GROWTH * self.due)
         losses = run.losses
-        fall, error, freedom = _fall(losses[len(losses) // 2 :] / run.rows)
+        fall, error, freedom = _fall(losses[len(losses) // 2 :] / run.data_count)
         quantile = float(student.ppf(1 - self.rule.alarm / (self.looks * (self.looks + 1)), freedom))
         most = fall + error * quantile
         if most >= self.rule.tolerance:
