@@ -246,7 +246,7 @@ class TestFailures:
             fit_many([(model, guide)], x, seeds=[0], steps=5, objective=TraceELBO)
         with pytest.raises(ValueError, match="steps must be at least 1"):
             fit_many([(model, guide)], x, seeds=[0], steps=0)
-        with pytest.raises(ValueError, match="is also that of pair 0"):
+        with pytest.raises(ValueError, match="also belongs to pair 0"):
             fit_many([(model, guide)] * 2, x, seeds=[0, 1], steps=5)
 
 

@@ -18,7 +18,7 @@ from inference.engine import Eager
 from inference.optimisers import FixedDraws
 from inference.programs.isolation import isolated
 from inference.starting import FromDraws, FromGuide, FromInit, FromPathfinder, FromPrior, Start
-from inference.starting.place import SHAPE, place
+from inference.starting.place import SHAPE_DRAWS, place
 from models import EightSchools, GaussianMean, LinearRegression, LocalGaussian, LocalModel
 
 STARTS = [s for s in map(starting.__dict__.get, starting.__all__) if issubclass(s, Start) and not inspect.isabstract(s)]
@@ -158,9 +158,9 @@ class TestFit:
         shape = FromInit().draw(model, (x,))[name].shape
         before = guide.q(x).stddev
         place(guide, {name: torch.full(shape, far, dtype=x.dtype)}, (x,))
-        error = before / math.sqrt(SHAPE)
+        error = before / math.sqrt(SHAPE_DRAWS)
         assert ((guide.q(x).mean - far).abs() < 5 * error).all()
-        assert ((guide.q(x).stddev / before - 1).abs() < 5 / math.sqrt(2 * SHAPE)).all()
+        assert ((guide.q(x).stddev / before - 1).abs() < 5 / math.sqrt(2 * SHAPE_DRAWS)).all()
 
     def test_starts_differ_by_seed_and_repeat(self):
         model, x = demo(GaussianMean)

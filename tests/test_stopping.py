@@ -60,7 +60,7 @@ class Noisy:
         self.random = np.random.default_rng(seed)
         self.point, self.curvature = np.array(start, dtype=float), np.array(curvature, dtype=float)
         self.noise, self.rate, self.bias = noise, rate, bias
-        self.steps, self.seconds, self.rows = 0, 0.0, 1
+        self.steps, self.seconds, self.data_count = 0, 0.0, 1
         self._losses = []
 
     @property
@@ -330,7 +330,7 @@ class TestPlateau:
         return [self.until(torch.from_numpy(row), rule.begin(None)) for row in losses]
 
     def until(self, losses, watch):
-        run = SimpleNamespace(rows=1)
+        run = SimpleNamespace(data_count=1)
         while watch.due <= len(losses):
             run.losses = losses[: watch.due]
             if (stop := watch.look(run)) is not None:
@@ -605,7 +605,7 @@ class TestDivergence:
             scale = pyro.param("scale", torch.tensor(0.1).double(), constraint=dist.constraints.positive)
             pyro.sample("h", dist.Normal(place, scale))
 
-        with pytest.raises(DivergedError, match="standard deviation of 'h' under the guide is zero") as caught:
+        with pytest.raises(DivergedError, match="standard deviation of 'h' under the guide is numerically zero") as caught:
             fit(model, guide, torch.full((5,), place).double(), steps=2000, lr=0.1, schedule=None)
         assert caught.value.site == "h"
 

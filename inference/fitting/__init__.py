@@ -1,4 +1,4 @@
-"""`fit`, and all that a run of it is made of."""
+"""`fit` and its parts: the plan of a fit, its start, its learning rate, its runs and its result."""
 
 from .divergence import DivergedError
 from .fit import Fit, NonFiniteLossError, cosine, fit

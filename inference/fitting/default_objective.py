@@ -1,4 +1,4 @@
-"""The objective with the least noise that a pair allows."""
+"""The objective of a fit whose rule sets the learning rate."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from pyro import poutine
 
 from ..engine.minibatches import Batch
 from ..objectives import Objective, StickingTheLanding, TraceELBO
-from ..programs.traced_pairs import is_point_mass, latents
-from .fisher import data_count
+from ..programs.traced_pairs import is_point_mass
+from .fisher import data_count, guide_sites
 
 __all__ = ["lowest_variance_objective"]
 
-DRAWS = 8
-DATA = 64
-"""Data with latents of their own that average as much noise as further draws would."""
+MAX_DRAWS = 8
+"""Draws per step of latents that all data share: on small models eight cost little more than one."""
+MAX_DRAWS_TIMES_ROWS = 64
+"""Draws times rows of the batch, if each datum has latents of its own: 64 rows average as much noise as more draws would."""
 
 
 def lowest_variance_objective(guide: Callable[..., Any], batch: Batch) -> Objective:
     """`StickingTheLanding` if every draw of the guide is reparameterised and has a density, else `TraceELBO`.
 
-    Near a posterior that the family can reach its gradient has no noise, so that the iterates need no averaging. Its weakness,
-    noise far from the posterior, costs a fit that is to go all the way some steps at the start. Eight draws a step where
-    latents are shared by all data: on small models they cost little more than one. Fewer where each datum has its own.
+    Near a posterior that the family can represent, the gradient of `StickingTheLanding` has no noise, so that the iterates
+    need no averaging. It is noisier far from the posterior, which costs a fit that runs to convergence a few steps at the
+    start.
+
+    Args:
+        guide: a Pyro guide.
+        batch: the data, or a minibatch that represents them.
     """
+    count = data_count(guide, batch)
+    rows = len(batch.args[0]) if batch.kwargs else count
+    draws = MAX_DRAWS if count == 1 else max(1, min(MAX_DRAWS, MAX_DRAWS_TIMES_ROWS // rows))
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        sites = list(latents(poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)).values())
-    drawn = [site["fn"] for site in sites if not is_point_mass(site["fn"]) and type(site["fn"]).__name__ != "_Subsample"]
-    if data_count(guide, batch) > 1:
-        data = len(batch.args[0]) if batch.kwargs else data_count(guide, batch)
-        draws = max(1, min(DRAWS, DATA // data))
-    else:
-        draws = DRAWS
-    if drawn and all(fn.has_rsample for fn in drawn):
+        sites = guide_sites(guide, batch).values()
+    densities = [site["fn"] for site in sites if not is_point_mass(site["fn"])]
+    if densities and all(fn.has_rsample for fn in densities):
         return StickingTheLanding(draws)
     return TraceELBO(draws)

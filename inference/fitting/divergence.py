@@ -1,4 +1,4 @@
-"""A fit that runs away from every good q, found out before its numbers overflow."""
+"""Detects a diverging fit before its numbers overflow."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from .run import LiveRun
 
 __all__ = ["DivergedError", "DivergenceMonitor"]
 
-FIRST = 100
-"""Losses at the start, and of late, whose medians are compared."""
-FACTOR = 1000.0
-SPREADS = 5.0
-"""Median deviations of the best `FIRST` losses in a row by which the last may be above those, at a rate on trial."""
-DRAWS = 8
+WINDOW = 100
+"""Losses whose median is compared with another window's: enough for a median that a few bursts of noise do not move."""
+MAX_RISE = 1000.0
+"""Largest rise of the median loss over its first window, in units of that window's size and spread. So large that only a fit
+without return exceeds it: a start far from the optimum makes the first losses large too."""
+MAX_TRIAL_RISE = 5.0
+"""Median absolute deviations of the best window by which later losses may exceed it, if a smaller rate can be tried: a false
+alarm then costs some steps only."""
+MONITOR_DRAWS = 8
+"""Draws of the guide per look: enough to see that all of them are equal."""
+MIN_SPREAD = 10
+"""Units in the last place: draws that differ by less are equal to the precision of their arithmetic."""
 
 
 class DivergedError(FloatingPointError):
-    """The ELBO fell far below where it started, or q shrank to a point.
+    """The ELBO fell far below its start, or q shrank to a point.
 
     Attributes:
-        step: the step after which it was found out.
-        site: the latent whose draws are all the same, or None.
+        step: number of steps after which it was detected.
+        site: the latent whose draws are all equal; None if it is the ELBO that fell.
     """
 
     def __init__(self, step: int, site: str | None, detail: str) -> None:
@@ -41,66 +47,70 @@ class DivergedError(FloatingPointError):
 
 
 class DivergenceMonitor:
-    """Looks at a fit after 1, 2, 4, 8, … times `FIRST` steps and at its end.
+    """Looks at a fit after 1, 2, 4, 8, … times `WINDOW` steps and at its end.
 
-    It has diverged when the median of its last losses is above that of its first by `FACTOR` times their spread and size; or
-    when a latent's draws agree to within ten units in the last place, of their values or of their spread at the start, so
-    that its standard deviation is zero for all that the numbers can tell, though the guide is no point mass.
+    A fit has diverged if either
+
+    - the median of its last losses exceeds that of its first by more than `MAX_RISE` times their size and spread, or
+    - the guide's draws of a latent agree to within `MIN_SPREAD` units in the last place (of their values, or of their range
+      at the start), though the guide is no point mass there: its standard deviation is zero numerically.
+
+    If a smaller rate can be tried, a smaller rise is divergence too: one nat (per datum if each datum has latents of its own)
+    and `MAX_TRIAL_RISE` above the best window.
 
     Args:
         run: the fit, before its first step.
-        trial: says whether a smaller rate would be tried: then losses need not have risen that much, a nat (a datum, if each
-            has latents of its own) and `SPREADS` above the best are enough.
+        smaller: returns the rate that would be tried if this run fails, or None; by default there is none.
     """
 
-    def __init__(self, run: LiveRun, *, trial: Callable[[], bool]) -> None:
-        self.due = FIRST
-        self._trial = trial
-        self._start = {name: _spread(values) for name, values in _draws(run).items()}
+    def __init__(self, run: LiveRun, smaller: Callable[[], float | None] = lambda: None) -> None:
+        self.due = WINDOW
+        self._smaller = smaller
+        self._start = {name: _range(values) for name, values in _draws(run).items()}
 
     def look(self, run: LiveRun) -> None:
-        """Raises a DivergedError if it has diverged."""
+        """Raises a DivergedError if the fit has diverged."""
         self.due = 2 * self.due
         losses = run.losses
-        first, last = losses[:FIRST], losses[-FIRST:]
+        first, last = losses[:WINDOW], losses[-WINDOW:]
         start = float(first.median())
         spread = float((first - start).abs().median())
-        if float(last.median()) - start > FACTOR * (abs(start) + spread + 1):
-            found = f"the loss has risen from {start:.3g} to {float(last.median()):.3g}, the ELBO falls to −inf; lower lr"
-            raise DivergedError(run.steps, None, found)
-        if len(losses) >= 2 * FIRST and (rise := _rise(losses)) > run.rows and self._trial():
+        if float(last.median()) - start > MAX_RISE * (abs(start) + spread + 1):
+            detail = f"the loss has risen from {start:.3g} to {float(last.median()):.3g}, the ELBO falls to −inf; lower lr"
+            raise DivergedError(run.steps, None, detail)
+        if len(losses) >= 2 * WINDOW and (rise := _rise(losses)) > run.data_count and self._smaller() is not None:
             raise DivergedError(run.steps, None, f"the loss has risen by {rise:.3g}; lower lr")
         for name, values in _draws(run).items():
             size = values.abs().amax(0)
             if name in self._start and self._start[name].shape == size.shape:
                 size = torch.maximum(size, self._start[name])
-            if bool((_spread(values) < 10 * torch.finfo(values.dtype).eps * size).any()):
-                found = (
-                    f"the standard deviation of {name!r} under the guide is zero to the precision of its numbers: the density "
-                    "of the model has no bound there, or lr is too high; look at that site's prior, or use Delta for a point "
-                    "estimate"
+            if bool((_range(values) < MIN_SPREAD * torch.finfo(values.dtype).eps * size).any()):
+                detail = (
+                    f"the standard deviation of {name!r} under the guide is numerically zero: the density of the model is "
+                    "unbounded there, or lr is too high; check that site's prior, or use Delta for a point estimate"
                 )
-                raise DivergedError(run.steps, name, found)
+                raise DivergedError(run.steps, name, detail)
 
 
 def _rise(losses: Tensor) -> float:
-    """By how much the median of the last losses is above the lowest before, less what that one's own spread allows."""
-    blocks = losses[len(losses) % FIRST :].reshape(-1, FIRST)
-    medians = blocks.median(1).values
+    """The median of the last window minus the lowest median, less `MAX_TRIAL_RISE` times the spread of that lowest window."""
+    windows = losses[len(losses) % WINDOW :].reshape(-1, WINDOW)
+    medians = windows.median(1).values
     best = int(medians.argmin())
-    return float(medians[-1] - medians[best] - SPREADS * (blocks[best] - medians[best]).abs().median())
+    return float(medians[-1] - medians[best] - MAX_TRIAL_RISE * (windows[best] - medians[best]).abs().median())
 
 
 def _draws(run: LiveRun) -> dict[str, Tensor]:
-    """A few draws of each latent that has a density and is differentiable, shape (DRAWS, *shape).
+    """Draws of each latent that has a density and reparameterised draws, shape (MONITOR_DRAWS, *shape).
 
     Gradients are recorded as in a step: without them, some guides do more work than a step does.
     """
+    guide, batch = run.problem.guide, run.batch
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
-        traces = [poutine.trace(run.guide).get_trace(*run.batch.args, **run.batch.kwargs) for _ in range(DRAWS)]
+        traces = [poutine.trace(guide).get_trace(*batch.args, **batch.kwargs) for _ in range(MONITOR_DRAWS)]
     names = [n for n, s in latents(traces[0]).items() if s["fn"].has_rsample and not is_point_mass(s["fn"])]
     return {name: torch.stack([trace.nodes[name]["value"].detach() for trace in traces]) for name in names}
 
 
-def _spread(values: Tensor) -> Tensor:
+def _range(values: Tensor) -> Tensor:
     return values.amax(0) - values.amin(0)

@@ -1,4 +1,4 @@
-"""Fisher's information of a guide, through draws of its score: how far, in nats, a change of λ moves q."""
+"""Fisher information of a guide, by draws of its score: the KL, in nats, by which a change of λ moves q."""
 
 from __future__ import annotations
 
@@ -8,79 +8,81 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..engine.minibatches import Batch
 from ..programs.traced_pairs import PLATE, Pair, is_point_mass, latents, traces
 
-__all__ = ["data_count", "score_draws"]
+__all__ = ["data_count", "guide_sites", "score_draws"]
 
-DRAWS = 64
-"""Of scores, however many data they are summed over: along one δ each is one number, its square a χ² of one degree."""
-NUMBERS = 2_000
-"""Draws times data in one call, about."""
+SCORE_DRAWS = 64
+"""Minimum number of scores, whatever the number of data that each is summed over. Along one δ a score is one number, and its
+square a χ² with one degree of freedom: the KL is then known to √(2/64), about a sixth."""
+MAX_DRAWS_TIMES_ROWS = 2_000
+"""Approximate number of draws times rows in one call, which bounds its memory."""
+MIN_DRAWS = 4
+"""Draws per call even of many rows, so that there are at most 16 calls."""
 
 
 def score_draws(model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, leaves: list[Tensor]) -> Tensor:
     r"""Vectors s_k with E[(s_k · δ)²] = δᵀ F δ ≈ 2 KL(q_λ ‖ q_{λ+δ}), for a small change δ of all the leaves.
 
-    For the guide s_k = ∇ log q_λ(h_k), h_k ~ q_λ held fixed, whatever the family. Leaves of the model (a decoder) move
-    p(x, h): their information is that of the data and latents together, Σ ∇ log p_i ∇ log p_iᵀ over the terms of log p,
-    summed by one gradient with random signs. A guide that is a point mass has no score; its leaves are taken as the model's.
+    For the guide, s_k = ∇ log q_λ(h_k) with h_k ~ q_λ held fixed, for any family. Leaves of the model (a decoder) move
+    p(x, h): their information is that of data and latents together, Σ ∇ log p_i ∇ log p_iᵀ over the terms of log p, and one
+    gradient with random signs gives the sum. A guide that is a point mass has no score; its leaves count as the model's.
 
     Args:
         model, guide: a Pyro pair.
-        batch: the data, or a minibatch that stands for them.
-        leaves: what is learned: p numbers in all.
+        batch: the data, or a minibatch that represents them.
+        leaves: the tensors that are learned, with p numbers in all.
 
     Returns:
-        Shape (K, p), in float64.
+        Shape (K, p), float64, with K ≥ `SCORE_DRAWS`.
     """
-    count = min(DRAWS, max(4, NUMBERS // _numbers(guide, batch)))
+    rows = len(batch.args[0]) if batch.kwargs else data_count(guide, batch)
+    draws = min(SCORE_DRAWS, max(MIN_DRAWS, MAX_DRAWS_TIMES_ROWS // rows))
     call: Any = (model, guide, batch.args, batch.kwargs)
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
-        hold = any(not is_point_mass(site["fn"]) for site in _drawn(guide, batch).values())
-        parts = []
-        for _ in range(ceil(DRAWS / count)):
-            for pair in traces(*call, draws=count, hold=hold):
-                parts += _scores(pair, leaves)
-    return torch.stack(parts)
+        hold = any(not is_point_mass(site["fn"]) for site in guide_sites(guide, batch).values())
+        scores = []
+        for _ in range(ceil(SCORE_DRAWS / draws)):
+            for pair in traces(*call, draws=draws, hold=hold):
+                scores += _scores(pair, leaves)
+    return torch.stack(scores)
 
 
 def data_count(guide: Callable[..., Any], batch: Batch) -> int:
     """N if every latent lies in one plate of N data, else 1."""
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        sites = [site for site in _drawn(guide, batch).values() if not is_point_mass(site["fn"])]
-    names = [{frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
-    shared = set.intersection(*map(set, names)) if names else set()
+        sites = [site for site in guide_sites(guide, batch).values() if not is_point_mass(site["fn"])]
+    plates = [{frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
+    shared = set.intersection(*map(set, plates)) if plates else set()
     if not shared:
         return 1
-    frame = names[0][shared.pop()]
+    frame = plates[0][shared.pop()]
     return int(frame.full_size or frame.size)
+
+
+def guide_sites(guide: Callable[..., Any], batch: Batch) -> dict[str, Any]:
+    """The guide's latents in one call, by name. Draws from torch's generator."""
+    trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
+    return {name: site for name, site in latents(trace).items() if not site_is_subsample(site)}
 
 
 def _scores(pair: Pair, leaves: list[Tensor]) -> list[Tensor]:
     terms = [_term(site, signed=False) for site in latents(pair.guide).values() if not is_point_mass(site["fn"])]
-    terms += [_term(site, signed=True) for site in _sites(pair.model) if site["log_prob"].requires_grad]
+    drawn = [site for site in pair.model.nodes.values() if site["type"] == "sample"]
+    terms += [_term(site, signed=True) for site in drawn if site["log_prob"].requires_grad]
     total = sum((_by_draw(term, frame) for term, frame in terms), torch.zeros(()))
     return [_gradient(value, leaves) for value in total.reshape(-1)]
 
 
-def _drawn(guide: Callable[..., Any], batch: Batch) -> dict[str, Any]:
-    trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
-    return {n: s for n, s in latents(trace).items() if type(s["fn"]).__name__ != "_Subsample"}
-
-
-def _numbers(guide: Callable[..., Any], batch: Batch) -> int:
-    return data_count(guide, batch) if not batch.kwargs else len(batch.args[0])
-
-
-def _sites(trace: poutine.Trace) -> list[dict[str, Any]]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
-
-
 def _term(site: dict[str, Any], *, signed: bool) -> tuple[Tensor, Any]:
-    """Log densities, scaled so that their squares, not they, add up to the whole data; and the draws' plate, if any."""
+    """Log densities of a site, and the frame of the plate of draws if the site is in it.
+
+    They are divided by the root of the minibatch scale, so that their squares add up to the whole data.
+    """
     scale = site["scale"]
     value: Tensor = site["log_prob"] / (scale**0.5 if isinstance(scale, Tensor) else sqrt(scale))
     if signed:
@@ -89,7 +91,7 @@ def _term(site: dict[str, Any], *, signed: bool) -> tuple[Tensor, Any]:
 
 
 def _by_draw(value: Tensor, frame: Any) -> Tensor:
-    """The sum over all but the draws: shape (K,), or () for a single draw."""
+    """Sums all but the draws: shape (K,), or () for a single draw."""
     if frame is None:
         return value.sum()
     value = value.expand(frame.size, *value.shape[1:]) if value.dim() == -frame.dim else value.sum().expand(frame.size)

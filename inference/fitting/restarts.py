@@ -1,109 +1,129 @@
-"""Several starts, and the best of them."""
+"""The start of a fit: one, or the best of several."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine import Engine
+from ..engine.minibatches import Batch
 from ..engine.nonfinite import NonFiniteLossError
+from ..optimisers import Solver
 from ..programs.isolation import Scope
-from ..starting import Start
+from ..programs.validation import check_count
+from ..starting import FromInit, Start
 from ..starting.place import check_placeable, place
 from .divergence import DivergedError
-from .learning_rate import find_rate
+from .learning_rate import DEFAULT_RATE, find_rate
+from .plan import FitPlan
 from .run import LiveRun
-from .simultaneous import JointRuns
+from .simultaneous import simultaneous_runs
 
-__all__ = ["begin_at", "check_start"]
+__all__ = ["begin_at", "checked_start"]
 
-STEPS = 200
+TRIAL_STEPS = 200
+"""Steps by which starts are compared: enough to leave the slopes that they happen to start on."""
 
 
-def check_start(start: Any, guide: Callable[..., Any]) -> None:
-    """Raises unless `start` is a start, and one that this guide can be moved to."""
+def checked_start(plan: FitPlan, start: Any, restarts: Any) -> Start | None:
+    """The start of a fit: by default a draw of the prior if there are several starts, and None if there is one.
+
+    Raises:
+        TypeError, ValueError: for bad input, and for a start to which this guide cannot be moved.
+    """
+    check_count(restarts=restarts)
+    if restarts > 1 and isinstance(plan.optimiser, Solver):
+        raise ValueError(f"{type(plan.optimiser).__name__} is not restarted: leave restarts=1, or use torch's Adam.")
+    if start is None:
+        if restarts == 1:
+            return None
+        start = FromInit()
     if isinstance(start, type):
         raise TypeError(f"start is the class {start.__name__}; pass an instance, {start.__name__}().")
     if not isinstance(start, Start):
         raise TypeError(f"start must be a Start such as FromInit(), but is {start!r}; see inference.starting.")
-    check_placeable(guide)
+    check_placeable(plan.guide)
+    return start
 
 
-def begin_at(
-    start: Start,
-    restarts: int,
-    *,
-    guide: Callable[..., Any],
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    trial: Callable[[float], tuple[Engine, LiveRun]],
-    together: Callable[[Sequence[tuple[Any, Any]], Sequence[Scope], float, int], AbstractContextManager[JointRuns]],
-    rate: float | None,
-) -> None:
-    """Moves the guide to the start; of several, each followed for a few steps, to the end of the one with the lowest loss.
+def begin_at(plan: FitPlan, batch: Batch, start: Start | None, restarts: int, lr: float | None) -> None:
+    """Moves the guide to its start. Of several starts, moves it to where the best of them is after `TRIAL_STEPS` steps.
 
-    Losses are compared with common noise. A start from which the loss does not stay finite is dropped. The steps from all
-    starts are taken at once, unless one is dropped, or something is learned that is not held by model or guide as modules.
+    The best is the one with the lowest loss, with common noise. A start from which the loss does not stay finite is dropped.
+    All starts take their steps simultaneously; one after another if one of them fails, or if some parameters are not held by
+    model or guide as modules.
 
     Args:
-        start, restarts, guide, model, args: of the fit.
-        trial: makes an engine at a rate, with an optimiser that has no memory.
-        together: runs several pairs of model and guide, from their scopes, the rate and the number of steps.
-        rate: of these steps; found at the first start if it is None.
+        plan: of the fit, opened.
+        batch: the minibatch that represents the data.
+        start: makes draws of the latents; None leaves the guide as it is.
+        restarts: number of starts.
+        lr: learning rate of these steps; if None, `find_rate` finds it at the first start.
 
     Raises:
-        NonFiniteLossError: if every start ends so.
+        NonFiniteLossError: if no start has a finite loss.
     """
-    run = trial(0.01)[1]
+    if start is None:
+        return
+    if isinstance(plan.optimiser, Solver):
+        _move(plan, start)
+        return
+    _, run = plan.trial(DEFAULT_RATE, batch)  # refuses an unsuitable optimiser before the start makes its draws
     origin = run.iterate()
-    modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
-    alike = sum(p.numel() for p in modules.parameters() if p.requires_grad) == len(origin)
-    pairs = [copy.deepcopy((model, guide)) for _ in range(restarts)] if restarts > 1 and alike else []
-    place(guide, start.draw(model, args), args)
+    copies = _copies(plan, restarts, len(origin)) if restarts > 1 else []
+    _move(plan, start)
     if restarts == 1:
         return
-    rate = find_rate(trial) if rate is None else rate
-    ends: list[Tensor] = []
-    if pairs:
-        scopes = [Scope(int(torch.randint(2**31, ()))) for _ in pairs]
-        for pair, scope in zip(pairs, scopes, strict=True):
-            with scope.entered():
-                place(pair[1], start.draw(pair[0], args), args)
-        with suppress(NonFiniteLossError, DivergedError), together(pairs, scopes, rate, STEPS) as runs:
-            runs.advance(STEPS)
-            ends = [each.iterate() for _, each, _ in runs.each]
+    rate = find_rate(plan, batch) if lr is None else lr
+    ends = _ends_of_copies(copies, start, rate) if copies else []
     if not ends:
-        ends = _followed(start, restarts, run, origin, guide=guide, model=model, args=args, trial=lambda: trial(rate))
+        ends = _ends_in_turn(plan, batch, start, restarts, rate=rate, run=run, origin=origin)
     losses = run.losses_at(ends).mean(1)
     run.move(ends[int(losses.where(losses.isfinite(), torch.inf).argmin())])
 
 
-def _followed(
-    start: Start,
-    restarts: int,
-    run: LiveRun,
-    origin: Tensor,
-    *,
-    guide: Callable[..., Any],
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    trial: Callable[[], tuple[Engine, LiveRun]],
+def _move(plan: FitPlan, start: Start) -> None:
+    place(plan.guide, start.draw(plan.model, plan.args), plan.args)
+
+
+def _copies(plan: FitPlan, restarts: int, size: int) -> list[FitPlan]:
+    """Plans for copies of the pair; none if its modules hold fewer than the `size` numbers to learn."""
+    modules = nn.ModuleList(part for part in (plan.model, plan.guide) if isinstance(part, nn.Module))
+    if sum(p.numel() for p in modules.parameters() if p.requires_grad) != size:
+        return []
+    pairs = [copy.deepcopy((plan.model, plan.guide)) for _ in range(restarts)]
+    return [replace(plan, model=model, guide=guide, schedule=None, steps=TRIAL_STEPS) for model, guide in pairs]
+
+
+def _ends_of_copies(copies: list[FitPlan], start: Start, rate: float) -> list[Tensor]:
+    """λ after the steps of all copies; none if one of them fails."""
+    scopes = [Scope(int(torch.randint(2**31, ()))) for _ in copies]
+    for plan, scope in zip(copies, scopes, strict=True):
+        with scope.entered():
+            _move(plan, start)
+    with suppress(NonFiniteLossError, DivergedError), simultaneous_runs(copies, scopes, rate) as runs:
+        runs.advance(TRIAL_STEPS)
+        return [member.run.iterate() for member in runs.members]
+    return []
+
+
+def _ends_in_turn(
+    plan: FitPlan, batch: Batch, start: Start, restarts: int, *, rate: float, run: LiveRun, origin: Tensor
 ) -> list[Tensor]:
-    """Where starts end, one after another, the present one first."""
+    """λ after the steps of each start that does not fail. The guide is at the first start; the others begin at `origin`."""
     ends: list[Tensor] = []
     failure: NonFiniteLossError | None = None
     for k in range(restarts):
         if k > 0:
             run.move(origin)
-            place(guide, start.draw(model, args), args)
+            _move(plan, start)
         try:
-            engine, run = trial()
-            engine.advance(STEPS)
+            engine, run = plan.trial(rate, batch)
+            engine.advance(TRIAL_STEPS)
         except NonFiniteLossError as error:
             failure = error
         else:

@@ -1,70 +1,54 @@
-"""A fit between two blocks of steps: what the rules that end it see and may change."""
+"""A fit between two blocks of steps, as stopping rules see it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ..engine.local_rows import LocalRows
+from ..engine import Problem
 from ..engine.minibatches import Batch
-from ..objectives import Objective
 from .fisher import data_count, score_draws
 
 __all__ = ["LiveRun"]
 
-PAIRED = 32
-"""Draws by which the losses at two λ are compared."""
+PAIRED_DRAWS = 32
+"""Draws with common noise by which the losses at two λ are compared. A rule compares rarely, so they may cost many steps."""
 
 
 class LiveRun:
-    """Keeps the contract `stopping.Running` for a fit. λ is every parameter, and the tables of which a step learns rows.
+    """One run of a plan, with the contract `stopping.Running`.
+
+    λ holds all parameters, and the whole table of each `Local` guide even if a step learns only some of its rows.
 
     Args:
-        model, guide, objective: of the fit.
-        batch: the data, or the minibatch that stands for them.
-        rows: holds the tables.
-        parameters: what is learned; a step may add to it.
-        optimiser: whose rate it is.
+        problem: what the engine runs.
+        batch: the data, or a minibatch that represents them.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        objective: Objective | ELBO,
-        *,
-        batch: Batch,
-        rows: LocalRows,
-        parameters: list[Tensor],
-        optimiser: Optimizer,
-    ) -> None:
-        self.model, self.guide, self.objective, self.batch = model, guide, objective, batch
-        self._optimiser = optimiser
-        self._tables, self._parameters = rows, parameters
-        self._losses: list[Tensor] = []
+    def __init__(self, problem: Problem, batch: Batch) -> None:
+        self.problem, self.batch = problem, batch
         self.steps = 0
+        self._losses: list[Tensor] = []
         self._begin = time.perf_counter()
-        self._rows: int | None = None
+        self._data_count: int | None = None
 
     @property
     def rate(self) -> float:
-        return float(self._optimiser.param_groups[0]["lr"])
+        return float(self.problem.optimiser.param_groups[0]["lr"])
 
     @rate.setter
     def rate(self, value: float) -> None:
-        for group in self._optimiser.param_groups:
+        for group in self.problem.optimiser.param_groups:
             group["lr"] = value
 
     def add(self, losses: Tensor) -> None:
-        """Takes down the losses of a block of steps."""
+        """Records the losses of a block of steps."""
         self._losses.append(losses)
         self.steps += len(losses)
 
@@ -79,10 +63,10 @@ class LiveRun:
         return self._losses[0]
 
     @property
-    def rows(self) -> int:
-        if self._rows is None:
-            self._rows = data_count(self.guide, self.batch)
-        return self._rows
+    def data_count(self) -> int:
+        if self._data_count is None:
+            self._data_count = data_count(self.problem.guide, self.batch)
+        return self._data_count
 
     def iterate(self) -> Tensor:
         return torch.cat([leaf.detach().reshape(-1).double() for leaf in self._leaves()])
@@ -94,28 +78,31 @@ class LiveRun:
                 leaf.copy_(part.reshape(leaf.shape))
 
     def scores(self) -> Tensor:
-        return score_draws(self.model, self.guide, self.batch, self._leaves())
+        return score_draws(self.problem.model, self.problem.guide, self.batch, self._leaves())
 
     def losses_at(self, points: list[Tensor]) -> Tensor:
-        with self._kept():
+        with self._restored():
             found = []
             for point in points:
                 self.move(point)
                 torch.manual_seed(self.steps)
-                found.append([self._loss() for _ in range(PAIRED)])
+                found.append([self._loss() for _ in range(PAIRED_DRAWS)])
         return torch.tensor(found, dtype=torch.float64)
 
     def _leaves(self) -> list[Tensor]:
-        handed_out = {id(leaf) for leaf in self._tables.leaves.values()}
-        return [*self._tables.leaves, *(p for p in self._parameters if id(p) not in handed_out)]
+        tables = self.problem.rows.leaves
+        handed_out = {id(leaf) for leaf in tables.values()}
+        return [*tables, *(p for p in self.problem.parameters if id(p) not in handed_out)]
 
     def _loss(self) -> float:
-        if isinstance(self.objective, ELBO):
-            return float(self.objective.loss(self.model, self.guide, *self.batch.args, **self.batch.kwargs))
-        return float(self.objective(self.model, self.guide, self.batch.args, self.batch.kwargs).value)
+        model, guide, objective = self.problem.model, self.problem.guide, self.problem.objective
+        if isinstance(objective, ELBO):
+            return float(objective.loss(model, guide, *self.batch.args, **self.batch.kwargs))
+        return float(objective(model, guide, self.batch.args, self.batch.kwargs).value)
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _restored(self) -> Iterator[None]:
+        """Restores λ and the random state afterwards."""
         here = [leaf.detach().clone() for leaf in self._leaves()]
         try:
             with torch.random.fork_rng(), torch.no_grad(), poutine.block():

@@ -1,4 +1,4 @@
-"""What is done to model and guide before a fit's first step, and undone after its last."""
+"""Changes made to model and guide before the first step, and undone after the last."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..engine.minibatches import Batch
 from ..optimisers import JointStep, Solver
 from ..programs.validation import check_pair
 
-__all__ = ["check_descent", "check_method", "gradients_restored", "learned", "own_nan_check"]
+__all__ = ["check_method", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
 
 
 def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
-    """Raises unless these are instances, and a solver has the same data in every iteration."""
+    """Raises if either is a class instead of an instance, or if a solver would not get the same data in each iteration."""
     if isinstance(objective, type):
         raise TypeError(f"objective is the class {objective.__name__}; pass an instance, {objective.__name__}().")
     if isinstance(optimiser, type) and issubclass(optimiser, Solver):
@@ -35,21 +35,35 @@ def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
         )
 
 
-def check_descent(optimiser: Optimizer, rows: LocalRows) -> None:
-    """Raises for an optimiser that minibatches or a noisy loss would lead astray."""
+def check_optimiser(optimiser: Optimizer, rows: LocalRows) -> None:
+    """Raises a TypeError for an optimiser that fails on a noisy loss, or on minibatches of a `Local` guide."""
     if isinstance(optimiser, torch.optim.LBFGS):
         raise TypeError("LBFGS evaluates the loss several times a step, which a noisy loss does not allow: use Adam.")
     if isinstance(optimiser, JointStep) and rows.leaves:
         raise TypeError(
-            f"{type(optimiser).__name__} takes one step size from the distance that all parameters have gone, but minibatches "
-            "show it a few rows of a Local guide at a time: leave batch_size=None, or use torch's Adam."
+            f"{type(optimiser).__name__} takes one step size from the distance that all parameters have moved, but a "
+            "minibatch moves only a few rows of a Local guide: leave batch_size=None, or use torch's Adam."
         )
 
 
-def learned(
+def collect_parameters(
     model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, rows: LocalRows, *, enumerated: bool
 ) -> tuple[list[Tensor], tuple[set[str], set[str]]]:
-    """The tensors to optimise: each once, the rows of a local table in place of the table. Checks the pair on the way."""
+    """Runs the pair once, which checks it and makes its parameters, and collects the tensors to optimise.
+
+    Args:
+        model, guide: a Pyro pair.
+        batch: the arguments of the call.
+        rows: takes the tables of a `Local` guide on a minibatch.
+        enumerated: whether latents that the model marks for enumeration may be missing from the guide.
+
+    Returns:
+        The tensors, each once, with the batch's rows of a local table in place of the table; and the names of the parameters
+        of the model and of the guide.
+
+    Raises:
+        ValueError: if there is nothing to learn, or from `check_pair`.
+    """
     with rows, poutine.trace(param_only=True) as used:
         names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
     parameters: list[Tensor] = list(rows.leaves.values())
@@ -61,7 +75,7 @@ def learned(
 
 @contextmanager
 def gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
-    """Starts without gradients and leaves those that were there before."""
+    """Starts without gradients, and afterwards restores those that the parameters had before."""
     before = {id(parameter): parameter.grad for parameter in parameters}
     try:
         for parameter in parameters:
@@ -74,7 +88,7 @@ def gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def own_nan_check() -> Iterator[None]:
-    """Leaves NaN to `fit`, which stops at it and names the site: Pyro would raise without the step, or only warn."""
+    """Turns off Pyro's checks for NaN, which raise without naming the step, or only warn: the engine's own check does both."""
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
         yield

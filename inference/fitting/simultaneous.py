@@ -1,113 +1,83 @@
-"""Fits that take their steps together."""
+"""Runs of several plans that take their steps simultaneously."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Engine, Member, Problem, Together
-from ..engine.local_rows import LocalRows
-from ..engine.minibatches import Batches
-from ..objectives import Objective, TraceELBO
+from ..engine import Member, Together
 from ..programs.isolation import Scope
+from .blocks import Blocks
 from .divergence import DivergenceMonitor
+from .plan import FitPlan, Workspace
 from .run import LiveRun
-from .setup import check_descent, gradients_restored, learned, own_nan_check
+from .setup import gradients_restored, own_nan_check
 
-__all__ = ["JointRuns", "joint_runs"]
+__all__ = ["OneOfMany", "SimultaneousRuns", "simultaneous_runs"]
 
 
-class JointRuns:
-    """Several fits under way.
+class OneOfMany(NamedTuple):
+    """One of several runs."""
+
+    scope: Scope
+    space: Workspace
+    run: LiveRun
+    divergence: DivergenceMonitor
+
+
+class SimultaneousRuns:
+    """Several runs in progress.
 
     Args:
-        machine: takes their steps.
-        each: of each fit its scope, the fit as it runs, and the names of the parameters of model and guide.
-        watches: for divergence, one for each.
+        engine: takes the steps of all.
+        members: the runs.
     """
 
-    def __init__(
-        self,
-        machine: Together,
-        each: list[tuple[Scope, LiveRun, tuple[set[str], set[str]]]],
-        watches: list[DivergenceMonitor],
-    ) -> None:
-        self.each = each
-        self._machine = machine
-        self._watches = watches
+    def __init__(self, engine: Together, members: Sequence[OneOfMany]) -> None:
+        self.members = members
+        self._engine = engine
 
     def advance(self, steps: int, bar: Any = None) -> None:
-        """Takes them, in blocks that grow until they take a tenth of a second, and looks for divergence as `fit` does.
+        """Takes steps until there are `steps` in all, and monitors divergence as `fit` does.
 
         Raises:
-            NonFiniteLossError, DivergedError: from the first fit that meets it.
+            NonFiniteLossError, DivergedError: from the first run that fails.
         """
-        machine, size = self._machine, 1
-        while machine.taken < steps:
-            begin = time.perf_counter()
-            block = min(size, self._watches[0].due - machine.taken, steps - machine.taken)
-            losses = machine.advance(block)
-            if bar is not None:
-                bar.update(block)
-            for (_, run, _), own in zip(self.each, losses.unbind(1), strict=True):
-                run.add(own)
-            if block == size and time.perf_counter() - begin < 0.1:
-                size *= 2
-            if machine.taken in (steps, self._watches[0].due):
-                for (scope, run, _), watch in zip(self.each, self._watches, strict=True):
-                    with scope.entered():
-                        watch.look(run)
+        engine, blocks = self._engine, Blocks()
+        while engine.taken < steps:
+            due = min(self.members[0].divergence.due, steps)
+            with blocks.next(due - engine.taken) as block:
+                losses = engine.advance(block)
+                if bar is not None:
+                    bar.update(block)
+                for member, own in zip(self.members, losses.unbind(1), strict=True):
+                    member.run.add(own)
+            if engine.taken == due:
+                for member in self.members:
+                    with member.scope.entered():
+                        member.divergence.look(member.run)
 
 
 @contextmanager
-def joint_runs(
-    pairs: Sequence[tuple[Callable[..., Any], Callable[..., Any]]],
-    scopes: Sequence[Scope],
-    rate: float,
-    steps: int,
-    *,
-    args: tuple[Any, ...],
-    objective: Objective | ELBO,
-    optimiser: Callable[..., Optimizer],
-    schedule: Callable[[Optimizer, int], LRScheduler] | None,
-    batch_size: int | None,
-    transform: Callable[[Tensor], Tensor] | None,
-    engine: type[Engine],
-) -> Iterator[JointRuns]:
-    """A fit of each pair in its scope, before its first step.
+def simultaneous_runs(plans: Sequence[FitPlan], scopes: Sequence[Scope], rate: float) -> Iterator[SimultaneousRuns]:
+    """A run of each plan in its scope, before the first step.
 
     Args:
-        pairs: model and guide of each fit.
-        scopes: of each, new or entered before.
-        rate: the learning rate at the first step.
-        args: the data.
-        steps, objective, optimiser, schedule, batch_size, transform, engine: as for `fit`.
+        plans: the same but for model and guide, each with its objective chosen.
+        scopes: one for each plan, new or entered before.
+        rate: learning rate of the first step.
     """
-    with ExitStack() as stack:
-        stack.enter_context(own_nan_check())
-        stack.enter_context(torch.enable_grad())
-        members, each, watches = [], [], []
-        for (model, guide), scope in zip(pairs, scopes, strict=True):
+    with own_nan_check(), torch.enable_grad(), ExitStack() as stack:
+        problems, members = [], []
+        for plan, scope in zip(plans, scopes, strict=True):
             with scope.entered():
-                stream, rows = Batches(args, batch_size, transform), LocalRows()
-                first = stream.peek()
-                enumerated = not isinstance(objective, Trace_ELBO | TraceELBO)
-                parameters, names = learned(model, guide, first, rows, enumerated=enumerated)
-                stack.enter_context(gradients_restored(parameters))
-                descent = optimiser(parameters, lr=rate)
-                check_descent(descent, rows)
-                decay = None if schedule is None else schedule(descent, steps)
-                problem = Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps)
-                run = LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)
-                watches.append(DivergenceMonitor(run, trial=lambda: False))
-            members.append(Member(scope, problem))
-            each.append((scope, run, names))
-        yield JointRuns(Together(members, engine), each, watches)
+                space = plan.workspace()
+                stack.enter_context(gradients_restored(space.parameters))
+                problem = plan.problem(rate, space)
+                run = LiveRun(problem, space.batch)
+                members.append(OneOfMany(scope, space, run, DivergenceMonitor(run)))
+            problems.append(Member(scope, problem))
+        yield SimultaneousRuns(Together(problems, plans[0].engine), members)

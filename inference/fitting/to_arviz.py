@@ -1,4 +1,4 @@
-"""From a fit to ArviZ: InferenceData on ArviZ 0.x, DataTree on ArviZ 1.x."""
+"""Converts a fit to ArviZ: to InferenceData on ArviZ 0.x, to a DataTree on ArviZ 1.x."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ __all__ = ["to_arviz"]
 
 
 def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: int = 0) -> Any:
-    """Draws from the fitted guide, in the groups that ArviZ knows, one chain of `draws` draws.
+    """Draws from the fitted guide in ArviZ's groups, as one chain.
 
     Groups: posterior (each latent), posterior_predictive (each observed site, simulated), log_likelihood (pointwise),
-    sample_stats (``log_p``, the joint log p(x, h), and ``log_q``, log q(h | x), of each draw: what PSIS needs) and
-    observed_data.
+    sample_stats (for PSIS: the joint ``log_p`` = log p(x, h) and ``log_q`` = log q(h | x) of each draw) and observed_data.
 
     Args:
         fit: a finished fit.
@@ -35,6 +34,9 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
 
     Returns:
         `arviz.InferenceData` on ArviZ 0.x, `xarray.DataTree` on ArviZ 1.x; both have ``to_netcdf``.
+
+    Raises:
+        TypeError, ValueError: for bad input.
     """
     args = as_args(x)
     check_count(draws=draws)
@@ -65,7 +67,7 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
 
 
 def _from_dict(groups: dict[str, dict[str, Any]]) -> Any:
-    """`arviz.from_dict` of whichever ArviZ is installed: 0.x takes the groups as keywords, 1.x as one mapping."""
+    """Calls `arviz.from_dict`, which takes the groups as keywords in ArviZ 0.x and as one mapping in ArviZ 1.x."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "\\s*ArviZ is undergoing a major refactor", FutureWarning)
         from_dict: Any = import_module("arviz").from_dict

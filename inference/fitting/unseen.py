@@ -1,4 +1,4 @@
-"""The best λ_i of every datum at once, with the model frozen."""
+"""Optimises the λ_i of all data simultaneously, with the model frozen."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ __all__ = ["Ascent", "ascend", "fit_unseen", "log_weights"]
 
 
 class Ascent(NamedTuple):
-    """How λ is optimised, all data at once: Adam on fresh draws, its step size falling when a window brings no gain."""
+    """How the λ_i of all data are optimised: by Adam on fresh draws, at 0.7 of its rate after each window without gain."""
 
     steps: int = 5000
-    """At most."""
+    """Maximum number of steps."""
     lr: float = 0.02
+    """Learning rate of the first step."""
     window: int = 100
-    """Steps whose mean ELBO is compared with the best window before."""
+    """Steps in a window. The mean ELBO of a window is compared with the best window before."""
     patience: int = 10
-    """Stop after so many windows without gain (Cremer, Li & Duvenaud 2018)."""
+    """Number of windows without gain after which to stop (Cremer, Li & Duvenaud 2018)."""
     draws: int = 4
-    """Draws of each datum in a step."""
+    """Draws per datum and step."""
 
 
 def fit_unseen(guide: Guide, x: Tensor | tuple[Any, ...], *, ascent: Ascent | None = None, seed: int = 0) -> Local:
-    """A `Local` guide of the same model and family for x that `guide` has not seen; the model stays as it is.
+    """Fits a `Local` guide of the same model and family to data x that `guide` has not seen. The model is frozen.
 
     Args:
-        guide: a fitted guide with one λ for each datum.
+        guide: a fitted guide with one λ for each datum, such as `Local` or `Amortized`.
         x: the data, or a tuple of the model's arguments.
-        ascent: how to optimise.
+        ascent: how to optimise; by default ``Ascent()``.
         seed: fixes the draws.
 
     Raises:
@@ -48,7 +49,7 @@ def fit_unseen(guide: Guide, x: Tensor | tuple[Any, ...], *, ascent: Ascent | No
     args = as_args(x)
     check_data(guide.model, args)
     if not guide.local:
-        raise ValueError(f"{type(guide).__name__} has one λ for all data, and none for an unseen datum: use a local guide.")
+        raise ValueError(f"{type(guide).__name__} has one λ for all data: use a guide with one for each datum, such as Local.")
     with isolated(seed):
         local = Local(guide.model, guide.family, plate=guide.plate)
         local.setup(*args)
@@ -63,17 +64,28 @@ def fit_unseen(guide: Guide, x: Tensor | tuple[Any, ...], *, ascent: Ascent | No
 def ascend(
     model: Callable[..., Any], latents: Latents, family: Family, start: Tensor, args: tuple[Any, ...], *, ascent: Ascent
 ) -> Tensor:
-    """λ after climbing the ELBO from `start`, shape (N, family.size), or (family.size,) for global latents.
+    """Maximises the ELBO from `start`. Returns λ, shape (N, family.size), or (family.size,) for global latents.
 
-    Rows do not interact: each datum's λ_i follows the gradient of its own ELBO, by path derivatives ("sticking the landing"),
-    which have no variance where q is the posterior. Call it inside `isolated`.
+    Rows do not interact: each λ_i follows the gradient of the ELBO of its own datum. Path derivatives ("sticking the landing")
+    are used, which have no variance where q is the posterior. Call it inside `isolated`.
+
+    Args:
+        model, latents, family: of the guide; the model is frozen.
+        start: λ to start from, of the returned shape.
+        args: the data.
+        ascent: how to optimise.
+
+    Raises:
+        ValueError: for a discrete family, or bad options.
 
     Reference: Roeder, Wu & Duvenaud, "Sticking the landing" (2017).
     """
     check_rate(ascent.lr)
     check_count(steps=ascent.steps, window=ascent.window, patience=ascent.patience, draws=ascent.draws)
     if family.discrete:
-        raise ValueError(f"{type(family).__name__} has no reparameterised draws, so its λ cannot be optimised by them.")
+        raise ValueError(
+            f"{type(family).__name__} has no reparameterised draws, which this optimisation needs: use a continuous family."
+        )
     lam = start.detach().clone().requires_grad_()
     adam = torch.optim.Adam([lam], lr=ascent.lr)
     best, stale, window = -torch.inf, 0, []
@@ -110,7 +122,11 @@ def log_weights(
     """log p(x, h) − log q(h) at draws h ~ q_λ, shape (draws, N), or (draws,) for global latents.
 
     Args:
-        path: whether the gradient in λ is to flow through the draws alone, and not through the density of q.
+        model, latents, family: of the guide.
+        lam: λ, shape (N, family.size), or (family.size,) for global latents.
+        args: the data.
+        draws: number of draws per datum.
+        path: lets the gradient in λ flow through the draws alone, not through the density of q.
     """
     q = family(lam)
     h = q.rsample((draws,)) if q.has_rsample else q.sample((draws,))

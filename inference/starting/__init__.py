@@ -1,4 +1,4 @@
-"""Where a fit starts: initial values for ``fit(start=...)``."""
+"""Initial values of a guide, for ``fit(start=...)``."""
 
 from .base import Start
 from .from_draws import FromDraws

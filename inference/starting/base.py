@@ -12,12 +12,12 @@ __all__ = ["Start"]
 
 
 class Start(ABC):
-    """Gives draws of the model's latents for a guide to start from; whatever makes draws can be one.
+    """Makes draws of the model's latents, from which a guide starts. Any source of draws can be a start.
 
-    The guide is moved to them by maximum likelihood (`starting.place`), so a start knows nothing of guides and families. A
-    single draw moves the guide's location alone and leaves its scale.
+    The guide is moved to the draws by maximum likelihood (`starting.place`), so a start does not depend on guide or family. A
+    single draw moves the guide's mean and leaves its scale.
     """
 
     @abstractmethod
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
-        """Each latent's draws in its own support, shape (K, *shape). Called inside `isolated`, anew for each restart."""
+        """K draws of each latent in its own support, shape (K, *shape). Called inside `isolated`, once for each restart."""

@@ -1,4 +1,4 @@
-"""Draws that are there already."""
+"""A start at given draws."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["FromDraws"]
 
 @dataclass(frozen=True)
 class FromDraws(Start):
-    """Starts from given draws, such as those of Pathfinder, of a short run of NUTS, or of another program.
+    """Starts from given draws, such as those of Pathfinder, a short NUTS run, or another program.
 
     Args:
-        latents: each latent's draws in its own support, shape (K, *shape).
+        latents: K draws of each latent in its own support, shape (K, *shape).
     """
 
     latents: Mapping[str, Tensor]

@@ -1,4 +1,4 @@
-"""A guide that is fitted already."""
+"""A start at a fitted guide."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["FromGuide"]
 
 @dataclass(frozen=True)
 class FromGuide(Start):
-    """Starts from an already fitted guide of the same model, of any kind and family: a mean field for a full rank, say.
+    """Starts from a fitted guide of the same model. Source and family may differ: a full rank can start from a mean field.
 
     Args:
         guide: the fitted guide, such as `Fit.guide`.
-        draws: draws to take from it.
+        draws: number of draws from it, at least 2.
     """
 
     guide: Callable[..., Any]

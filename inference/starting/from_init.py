@@ -1,4 +1,4 @@
-"""One of Pyro's init functions."""
+"""A start at the value of a Pyro init function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["FromInit"]
 
 @dataclass(frozen=True)
 class FromInit(Start):
-    """Starts at the point that an init function of Pyro's gives: a draw of the prior by default.
+    """Starts at the point that a Pyro init function returns, by default a draw of the prior.
 
     Args:
         function: maps a site of the model to its initial value, such as ``pyro.infer.autoguide.init_to_median``,

@@ -1,4 +1,4 @@
-"""The Gaussian that Pathfinder finds."""
+"""A start at the Gaussian found by Pathfinder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["FromPathfinder"]
 
 @dataclass(frozen=True)
 class FromPathfinder(Start):
-    """Starts at the guide that is nearest to the best Gaussian along some quasi-Newton paths: in the bulk of the posterior.
+    """Starts at the guide nearest to the best Gaussian along several quasi-Newton paths, in the bulk of the posterior.
 
-    It takes some tens to hundreds of gradients, and matrices of as many rows as the model has latents in all.
+    Costs some tens to hundreds of gradients, and a square matrix with one row for each number in the latents.
 
     Args:
-        pathfinder: how it is found.
-        steps: the most iterations of all its paths.
-        draws: draws to take from it.
+        pathfinder: the solver.
+        steps: maximum number of iterations of all paths together.
+        draws: number of draws from the Gaussian, at least 2.
     """
 
     pathfinder: Pathfinder = field(default_factory=Pathfinder)

@@ -1,4 +1,4 @@
-"""The prior."""
+"""A start at the prior."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["FromPrior"]
 
 @dataclass(frozen=True)
 class FromPrior(Start):
-    """Starts at the guide that is nearest to the prior: wide, and nowhere in particular.
+    """Starts at the guide nearest to the prior, with the prior's location and scale.
 
-    For a single draw of the prior as the place to start from use `FromInit`.
+    Use `FromInit` to start at a single draw of the prior.
 
     Args:
-        draws: draws to take from the prior.
+        draws: number of draws from the prior, at least 2.
     """
 
     draws: int = 500
@@ -35,6 +35,6 @@ class FromPrior(Start):
 
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         if not getattr(model, "proper", True):
-            raise ValueError(f"{type(model).__name__} has an improper prior, from which nothing can be drawn: use FromInit.")
+            raise ValueError(f"{type(model).__name__} has an improper prior, which has no draws: use FromInit.")
         chunks = list(draw_chunks(model, Prior(model), args, draws=self.draws))
         return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}

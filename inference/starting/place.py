@@ -18,12 +18,14 @@ from ..programs.bound import unwrap
 
 __all__ = ["check_placeable", "place"]
 
-SHAPE = 64
-"""Draws of the guide's own shape that stand for a single point."""
-ITERATIONS = 500
-TOO_FAR = 1e30
-STILL = 1e-3
-"""Nats a draw: a search that gains less than this over the one before has ended."""
+SHAPE_DRAWS = 64
+"""Draws of the guide, moved to a single point, that represent this point: they keep the guide's scale to about 9 %."""
+MAX_ITERATIONS = 500
+"""Iterations of one L-BFGS search. Searches are repeated while they gain, so this limits no search as a whole."""
+MIN_GAIN = 1e-3
+"""Nats per draw: a search that gains less than this over the one before is the last."""
+PENALTY = 1e30
+"""Stands for a loss that is not finite: a line search that stepped too far, to a scale of zero, then comes back."""
 
 
 def check_placeable(guide: Callable[..., Any]) -> None:
@@ -39,17 +41,17 @@ def check_placeable(guide: Callable[..., Any]) -> None:
 def place(guide: Callable[..., Any], draws: Mapping[str, Tensor], args: tuple[Any, ...]) -> None:
     """Sets λ to the maximum of Σ_k log q_λ(h_k), over the packed unconstrained latents, by L-BFGS.
 
-    That is the q of the family with the least KL(p ‖ q) from what the draws h_k come from. A single draw is taken as the
-    place of the guide's mean: the guide's own shape, moved there.
+    This is the q of the family that minimises KL(p ‖ q), where p is the distribution of the draws h_k. A single draw moves the
+    guide's mean there and leaves its shape.
 
     Args:
-        guide: a guide of this suite, set up; its parameters are changed.
-        draws: each latent's draws in its own support, shape (K, *shape).
+        guide: a guide of this suite, set up. Its parameters are changed.
+        draws: K draws of each latent in its own support, shape (K, *shape).
         args: the data.
 
     Raises:
-        TypeError: for a guide that is not of this suite, or discrete.
-        ValueError: if a latent is missing.
+        TypeError: for a guide outside this suite, or over discrete latents.
+        ValueError: if there are no draws of one of the latents.
     """
     check_placeable(guide)
     own: Any = unwrap(guide)
@@ -61,7 +63,7 @@ def place(guide: Callable[..., Any], draws: Mapping[str, Tensor], args: tuple[An
         local = own.latents.pack(draws)
         shared = own.shared.pack(draws) if own.shared is not None else None
         if len(local) == 1:
-            local, shared = _shaped(own, args[0], local[0], None if shared is None else shared[0])
+            local, shared = _cloud(own, args[0], local[0], None if shared is None else shared[0])
     parameters = [p for p in own.parameters() if p.requires_grad]
 
     def value_and_gradient(flat: Any) -> tuple[float, Any]:
@@ -70,31 +72,31 @@ def place(guide: Callable[..., Any], draws: Mapping[str, Tensor], args: tuple[An
             loss = -_log_q(own, args[0], local, shared) / len(local)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
         gradient = parameters_to_vector(gradients).double().numpy()
-        # A line search that has stepped too far, to a scale of zero, is to come back.
         finite = bool(loss.isfinite()) and bool(np.isfinite(gradient).all())
-        return (float(loss), gradient) if finite else (TOO_FAR, np.zeros_like(gradient))
+        return (float(loss), gradient) if finite else (PENALTY, np.zeros_like(gradient))
 
     start = parameters_to_vector(parameters).detach().double().numpy()
     with torch.no_grad():
-        found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+        options = {"maxiter": MAX_ITERATIONS}
+        found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
         before = inf
-        while before - found.fun > STILL:
-            # From far away it may stop where steps are small because of what it remembers of the way.
+        while before - found.fun > MIN_GAIN:
+            # A search from far away may stop early, since its curvature estimates are from the way: start again without them.
             before = found.fun
-            found = minimize(value_and_gradient, found.x, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+            found = minimize(value_and_gradient, found.x, jac=True, method="L-BFGS-B", options=options)
         vector_to_parameters(torch.from_numpy(found.x).to(parameters[0]), parameters)
 
 
-def _shaped(own: Any, x: Any, local: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Draws of q, moved so that their mean is this point."""
+def _cloud(own: Any, x: Any, local: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Draws of q for local and shared latents, moved so that their mean is this point."""
     around = None
     if shared is not None:
-        cloud = own.q_shared().sample((SHAPE,))
+        cloud = own.q_shared().sample((SHAPE_DRAWS,))
         around = cloud - cloud.mean(0) + shared
         q = own.q_given(x, None, cloud[0])
     else:
         q = own.q(x)
-    cloud = q.sample((SHAPE,))
+    cloud = q.sample((SHAPE_DRAWS,))
     return cloud - cloud.mean(0) + local, around
 
 

@@ -9,41 +9,41 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["Estimate", "Rule", "Running", "Stop", "Watch"]
+__all__ = ["Closing", "Rule", "Running", "Stop", "Watch"]
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a fit ended, and how far from the best λ it is thought to be."""
+    """Why a fit ended, and how far it is estimated to be from the best λ."""
 
     rule: object
-    """The rule that ended it; a solver that stops by itself is its own rule."""
+    """The rule that ended it. A solver, which stops by itself, is its own rule."""
     reason: str
     converged: bool
-    """Whether the rule holds that the best λ is reached; False where it only ran out of steps or time."""
+    """Whether the best λ has been reached, according to the rule; False if the fit ran out of steps or time."""
     distance: float = nan
-    """Estimate of KL(q ‖ q*) to the family's best q*, in nats, per datum where every latent lies in the data plate; NaN if
-    no rule has estimated it."""
+    """Estimate of KL(q ‖ q*) to the family's best q*, in nats; per datum if every latent lies in the data plate. NaN if it has
+    not been estimated."""
     averaged: bool = False
-    """Whether λ is an average of iterates, because its loss was lower than the last one's."""
+    """Whether λ is an average of iterates, whose loss was lower than that of the last iterate."""
 
 
-class Estimate(NamedTuple):
-    """What a rule knows at the end of a fit, whichever rule ended it. Fields as in `Stop`."""
+class Closing(NamedTuple):
+    """What a rule reports at the end of a fit, whichever rule ended it. Fields as in `Stop`."""
 
     distance: float
     averaged: bool
 
 
 class Running(Protocol):
-    """A fit between two blocks of steps, as a rule sees it. λ is flat here: all that is learned, in float64, shape (p,)."""
+    """A fit between two blocks of steps, as a rule sees it. λ is flat here: everything learned, in float64, shape (p,)."""
 
     rate: float
-    """The learning rate, which a rule may set."""
+    """The learning rate. A rule may set it."""
 
     @property
-    def rows(self) -> int:
-        """N where every latent lies in one plate of N data, else 1: nats are divided by it."""
+    def data_count(self) -> int:
+        """N if every latent lies in one plate of N data, else 1. Distances and tolerances are nats divided by it."""
 
     @property
     def steps(self) -> int:
@@ -51,7 +51,7 @@ class Running(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Since the first step."""
+        """Wall time since before the first step."""
 
     @property
     def losses(self) -> Tensor:
@@ -64,37 +64,38 @@ class Running(Protocol):
         """Sets λ."""
 
     def scores(self) -> Tensor:
-        """Draws whose mean square along a small change δ of λ is twice the KL, in nats, that δ moves q; shape (K, p)."""
+        """Vectors s_k, shape (K, p): for a small change δ of λ, the mean of (s_k · δ)² is twice the KL, in nats, by which δ
+        moves q."""
 
     def losses_at(self, points: list[Tensor]) -> Tensor:
-        """Losses with common noise at several λ, shape (len(points), K). Leaves λ and the random state as they were."""
+        """K losses at each of several λ, with common noise; shape (len(points), K). Restores λ and the random state."""
 
 
 class Rule(ABC):
-    """Says when a fit is to end. An immutable object; what it remembers of one fit is in the `Watch` that it begins."""
+    """Decides when a fit ends. Immutable: the state of a rule in one fit is in the `Watch` that `begin` returns."""
 
     sets_rate: ClassVar[bool] = False
-    """Whether it also sets the learning rate, so that a fit needs no schedule."""
+    """Whether the rule also sets the learning rate, so that a fit needs no schedule."""
 
     @abstractmethod
     def begin(self, run: Running) -> Watch:
-        """Starts watching a fit, before its first step."""
+        """Begins to watch a fit, before its first step."""
 
 
 class Watch(ABC):
-    """A rule at work on one fit. It looks between blocks of steps only.
+    """A rule at work on one fit. It looks at the fit only between blocks of steps.
 
     Attributes:
-        due: the step after which it wants to look next.
+        due: the number of steps at which to look next.
     """
 
     due: int
 
     @abstractmethod
     def look(self, run: Running) -> Stop | None:
-        """Looks at the fit, sets `due` anew, and returns why the fit is to end, or None. May set rate and λ."""
+        """Looks at the fit and updates `due`. Returns why the fit ends, or None to continue. May set the rate and λ."""
 
-    def close(self, run: Running) -> Estimate | None:
-        """Called once at the end, whichever rule ended the fit; may set λ. None if the rule has estimated nothing."""
+    def close(self, run: Running) -> Closing | None:
+        """Called once at the end, whichever rule ended the fit. May set λ. Returns None if the rule has estimated nothing."""
         del run
         return None

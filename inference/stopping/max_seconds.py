@@ -1,4 +1,4 @@
-"""A number of seconds."""
+"""A limit on wall time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["MaxSeconds"]
 
 @dataclass(frozen=True)
 class MaxSeconds(Rule):
-    """Ends a fit at the first look after some time has passed; it looks about every twentieth of that time.
+    """Ends a fit once its time is used up. It looks about every twentieth of that time, and ends the fit at a look.
 
     Args:
-        seconds: of wall time since the first step.
+        seconds: wall time, counted from before the first step.
     """
 
     seconds: float
@@ -37,6 +37,6 @@ class _Watch(Watch):
         if spent >= self.rule.seconds:
             return Stop(self.rule, f"took the {self.rule.seconds:g} seconds it was given", converged=False)
         wait = min(self.rule.seconds / 20, self.rule.seconds - spent)
-        # The first step also compiles or captures, so no more than twice the steps so far are dared.
+        # The first steps include capture and compilation, so they do not tell the time of a step: at most double the steps.
         self.due = run.steps + max(1, min(run.steps, int(run.steps * wait / max(spent, 1e-9))))
         return None

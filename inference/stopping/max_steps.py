@@ -1,4 +1,4 @@
-"""A number of steps."""
+"""A limit on the number of steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MaxSteps(Rule):
     """Ends a fit after a number of steps.
 
     Args:
-        steps: that number, at least 1.
+        steps: at least 1.
     """
 
     steps: int
@@ -37,5 +37,5 @@ class _Watch(Watch):
 
 
 def taken(rule: MaxSteps) -> Stop:
-    """Of a fit that has taken all its steps."""
+    """The end of a fit that has taken all its steps."""
     return Stop(rule, f"took the {rule.steps} steps it was given", converged=False)

@@ -1,4 +1,4 @@
-"""A function of the user's."""
+"""A function of the user that ends a fit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["When"]
 
 @dataclass(frozen=True)
 class When(Rule):
-    """Calls a function every so many steps, and ends the fit when it returns a reason.
+    """Calls a function at regular intervals, and ends the fit when the function returns a reason.
 
     Args:
-        function: takes the fit as a `Running`, with its steps, seconds, losses and λ; returns a text that says why to stop, or
-            None to go on. What it draws at random does not change the fit's noise only if it restores the random state.
+        function: takes the fit as a `Running`, with its steps, seconds, losses and λ. Returns the reason to stop, or None to
+            continue. If it draws random numbers, it must restore the random state, or it changes the noise of the fit.
         every: steps between two calls.
     """
 
