@@ -106,7 +106,7 @@ class TestNames:
             "StickingTheLanding(8)": StickingTheLanding(8),
         }
         assert names.parse_rules("Converged(tolerance=0.1), MaxSeconds(60)") == [Converged(tolerance=0.1), MaxSeconds(60)]
-        assert names.parse_start("FromPrior(count=7)") == FromPrior(7)
+        assert names.parse_start("FromPrior(draws=7)") == FromPrior(7)
         made = names.parse_optimisers("SGD(momentum=0.9), FixedDraws(draws=8)")
         assert made["FixedDraws(draws=8)"] == FixedDraws(draws=8)
         weight = torch.nn.Parameter(torch.zeros(1))

@@ -12,7 +12,7 @@ from problems import MODELS, SOLVED, build, demo, is_discrete, shake
 
 from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
 from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
-from inference.evidence import psis
+from inference.diagnostics import psis
 from inference.evidence.estimate import LogMean
 from inference.objectives import TraceELBO
 from inference.programs.draws import draw_chunks
