@@ -10,7 +10,7 @@ import torch
 from problems import demo
 
 from inference import NotConvergedError, reference
-from inference.nuts.samplers import Chains, numpyro_nuts, nutpie_nuts, pyro_nuts
+from inference.nuts import Chains, numpyro_nuts, nutpie_nuts, pyro_nuts
 from inference.programs.log_joint import LogJoint
 from models import EightSchools, GaussianMean, LinearRegression, NormalGamma, Ring
 
@@ -60,12 +60,12 @@ def test_numpyro_is_taken_where_it_is_installed():
 def test_what_has_a_score_and_a_density_that_disagree_would_be_seen():
     """NumPyro is handed value and gradient by a callback: the one is the other's derivative, for every chain at once."""
     jax = pytest.importorskip("jax")
-    from inference.nuts.samplers import _potential, double_precision
+    from inference.nuts.by_numpyro import double_precision, vectorised_potential
 
     joint = LogJoint(*demo(EightSchools))
     u = torch.randn(3, joint.dim, dtype=torch.float64)
     with double_precision(jax), joint.evaluated():
-        potential = _potential(jax, joint)
+        potential = vectorised_potential(jax, joint)
         value, score = jax.vmap(jax.value_and_grad(potential))(jax.numpy.asarray(u.numpy()))
     assert torch.allclose(torch.tensor(np.array(value)), -joint(u), atol=1e-10)
     assert torch.allclose(torch.tensor(np.array(score)), -joint.score(u), atol=1e-10)

@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 from guides import Delta, FullRank, Global, Local, MeanField
 from inference import Decision, Fit, fit, trust
 from inference.cli import app
-from inference.diagnostics import by_name, moment_errors
+from inference.diagnostics import by_name, moment_errors, scalars
 from inference.diagnostics.modes import missed_modes
 from inference.objectives import TraceELBO
-from inference.programs import quantities as scalars
 from inference.stopping import Stop
 from models import EightSchools, Funnel, GaussianMean, LinearRegression, LinearVAE, LocalGaussian, Ring
 from models.posteriordb import KidScore

@@ -23,7 +23,7 @@ from models import VAE, Tractable
 from ..comparison.gaps import Gaps, gaps
 from ..elbos.estimate import elbo
 from ..evidence import ais, iwae
-from ..evidence.iwae import with_table
+from ..evidence.blocks import with_table
 from ..fitting.fit import Fit, fit
 from ..fitting.unseen import Ascent
 from ..plots.latent_space import active_units_picture, manifold, prior_samples, reconstructions, traversals

@@ -18,7 +18,7 @@ from models import Tractable
 
 from ..engine.minibatches import Batches
 from ..evidence import Evidence, ais, iwae
-from ..evidence.iwae import with_table
+from ..evidence.blocks import with_table
 from ..fitting.unseen import Ascent, ascend, log_weights
 from ..plots.gap_bars import gap_bars
 from ..programs.bound import unwrap

@@ -1,4 +1,4 @@
-"""Diagnostics: whether q, or a model, is what it should be."""
+"""Diagnostics of a fitted q, and of a model against reference draws."""
 
 from ..evidence.psis import psis
 from ..programs.quantities import Scalars, quantities, scalars
@@ -7,7 +7,7 @@ from .bounds import Bounds, error_bounds
 from .calibration import Calibration, calibration
 from .data_sets import DataSets
 from .drift import Change, change, drift
-from .importance import Evidence, Importance, Moments, importance
+from .importance import Importance, ImportanceEvidence, Moments, importance
 from .moment_errors import MomentErrors, by_name, moment_errors
 from .predictive import LOO, Coverage, loo, predictive_coverage
 from .stein import SteinCheck, stein_check
@@ -22,8 +22,8 @@ __all__ = [
     "Change",
     "Coverage",
     "DataSets",
-    "Evidence",
     "Importance",
+    "ImportanceEvidence",
     "MomentErrors",
     "Moments",
     "Scalars",

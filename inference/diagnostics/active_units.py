@@ -1,4 +1,4 @@
-"""Active units: which latents a VAE uses."""
+"""Active units: the latents that a VAE uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["active_units"]
 
 
 def active_units(guide: Guide, x: Tensor, *, seed: int = 0) -> Tensor:
-    """Variance over the data of E_q[h | x], for each latent coordinate, shape (k,). Above 0.01, a unit counts as active.
+    """Variance over the data of E_q[h | x] for each latent coordinate, shape (k,). A unit counts as active above 0.01.
 
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016), section 5.3.
     """

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: over data simulated from the model, a posterior's ranks of the truth are uniform."""
+"""Simulation-based calibration: the ranks of true latents among posterior draws are uniform over simulated data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from models import LocalModel, Model
 
 from ..plots.rank_histograms import rank_histograms
-from ..programs.draws import draw_chunks
+from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import quantities, scalars
 from ..programs.validation import check_count
@@ -32,18 +32,19 @@ class Calibration:
     ranks: Tensor
     """Shape (simulations, D), in 0 … draws."""
     draws: int
+    """Draws among which each true value is ranked."""
     names: tuple[str, ...]
-    """Of the D scalars."""
+    """Names of the D scalars."""
 
     def histogram(self) -> Tensor:
-        """How many ranks fall in each of the bins, shape (D, bins). Flat for a calibrated q, ∪-shaped for one too narrow,
-        ∩-shaped for one too wide, sloped for a biased one."""
+        """Number of ranks in each bin, shape (D, bins). Flat if q is calibrated, ∪-shaped if it is too narrow, ∩-shaped if it
+        is too wide, sloped if it is biased."""
         edges = self.ranks * BINS // (self.draws + 1)
         return torch.stack([torch.bincount(column, minlength=BINS) for column in edges.unbind(-1)])
 
     @property
     def p_values(self) -> Tensor:
-        """Of the χ² test that each scalar's ranks are uniform, shape (D,)."""
+        """p-value of the χ² test of uniform ranks for each scalar, shape (D,)."""
         counts = self.histogram().double()
         sizes = torch.bincount(torch.arange(self.draws + 1) * BINS // (self.draws + 1), minlength=BINS).double()
         expected = len(self.ranks) * sizes / (self.draws + 1)
@@ -52,13 +53,13 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that every scalar is calibrated: the smallest, times their number (Bonferroni)."""
+        """p-value of the hypothesis that every scalar is calibrated: the smallest of `p_values` times D (Bonferroni)."""
         return min(1.0, float(self.p_values.min()) * len(self.p_values))
 
     def ecdf_band(self, *, level: float = 0.95, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """ECDF of the ranks minus the uniform's, shape (D, draws + 1), and half the width of a band, shape (draws + 1,).
+        """ECDF of the ranks minus the uniform ECDF, shape (D, draws + 1), and half the width of a band, shape (draws + 1,).
 
-        The band holds the whole curve of a calibrated scalar with probability `level`; found by simulation.
+        The band contains the whole curve of a calibrated scalar with probability `level`. Its width is simulated.
 
         Reference: Säilynoja, Bürkner & Vehtari, "Graphical test for discrete uniformity" (2022).
         """
@@ -71,7 +72,7 @@ class Calibration:
         return _ecdf(self.ranks, self.draws) - grid, deviation.quantile(level) * spread
 
     def plot(self) -> Figure:
-        """For each scalar the histogram of its ranks, and their ECDF minus the uniform's with its 95 % band."""
+        """For each scalar the histogram of its ranks, and their ECDF minus the uniform ECDF with a 95 % band."""
         deviation, width = self.ecdf_band()
         return rank_histograms(
             self.histogram(),
@@ -93,27 +94,27 @@ def calibration(
     rows: int | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Simulates (h, x) from the model and ranks h among draws from q(h | x), each of the model's quantities on its own.
+    """Simulates (h, x) from the model and ranks h among draws from q(h | x), separately for each of the model's quantities.
 
-    `q` is called with data and says what the posterior is: a distribution over the single latent "h", such as
-    ``model.posterior`` or ``guide.q``; or a guide for these data, one that applies to unseen data (``lambda x: encoder``) or
-    one fitted to them (``lambda x: fit(model, Global(model, FullRank()), x, steps=500).guide``); or draws, for each latent
-    shape (draws, *shape), made in any other way.
+    `q` maps data to a posterior in one of three forms: a distribution over the single latent "h", such as ``model.posterior``
+    or ``guide.q``; a guide for these data, either applicable to unseen data (``lambda x: encoder``) or fitted to them
+    (``lambda x: fit(model, Global(model, FullRank()), x, steps=500).guide``); or draws, of shape (draws, *shape) per latent.
 
-    For a local model every datum is a simulation of its own, so that all are done by one call. For a global model q is called
-    for each simulated data set; to have all done at once, take ``DataSets(model, rows)``, whose data are data sets, and a
-    guide that is fitted to all of them together (`inference.fit_unseen`) or amortized over them.
+    For a local model every datum is a separate simulation, so one call of q serves all. For a global model q is called once
+    for each simulated data set. ``DataSets(model, rows)``, a local model whose data are data sets, avoids this: use it with a
+    guide fitted to all of them at once (`inference.fit_unseen`) or amortized over them.
 
     Args:
         model: a model with a proper prior.
         q: from data x to a posterior. A distribution has batch shape (N,) for a local model, () for a global one.
-        simulations: how many truths.
-        draws: how many draws each is ranked among.
-        rows: data in each simulation of a global model.
+        simulations: number of simulated (h, x).
+        draws: number of draws among which each h is ranked.
+        rows: number of data in each simulation of a global model.
+        seed: fixes the simulations and all draws.
 
     Raises:
-        ValueError: if a global model is given without `rows`, or draws have not the shape of the truth.
-        TypeError: if q gives a distribution, but the model has not the single latent "h".
+        ValueError: if a global model is given without `rows`, or draws do not have the shape of the true h.
+        TypeError: if q returns a distribution, but the model's latents are not the single "h".
 
     References: Talts, Betancourt, Simpson, Vehtari & Gelman, "Validating Bayesian inference algorithms with simulation-based
     calibration" (2018); Yao, Vehtari, Simpson & Gelman (2018), section 3.
@@ -126,15 +127,17 @@ def calibration(
             sampled = _sampled(model, q(x), x, draws, truth)
         return _ranked(model, truth, sampled, draws)
     if rows is None:
-        raise ValueError(f"{type(model).__name__} is global: say how many rows each simulated data set has, by rows=.")
-    truths, samples = [], []
+        raise ValueError(
+            f"{type(model).__name__} is a global model: say how many rows each simulated data set has, with rows=."
+        )
+    truths, each = [], []
     for simulation in range(simulations):
         h, x = model.simulate(rows, seed=seed + simulation)
         with isolated(seed + simulation):
             truths.append(_named(h))
-            samples.append(_sampled(model, q(x), x, draws, truths[-1]))
+            each.append(_sampled(model, q(x), x, draws, truths[-1]))
     truth = {name: torch.stack([one[name] for one in truths]) for name in truths[0]}
-    sampled = {name: torch.stack([one[name] for one in samples], 1) for name in truth}
+    sampled = {name: torch.stack([one[name] for one in each], 1) for name in truth}
     return _ranked(model, truth, sampled, draws)
 
 
@@ -142,24 +145,25 @@ def _named(h: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     return {"h": h} if isinstance(h, Tensor) else h
 
 
-def _sampled(model: Model, answer: Any, x: Tensor, draws: int, truth: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Draws of each latent, shape (draws, *shape), from whatever q has answered."""
-    if isinstance(answer, Distribution):
+def _sampled(model: Model, posterior: Any, x: Tensor, draws: int, truth: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Draws of each latent, shape (draws, *shape), from any of the forms that q may return."""
+    if isinstance(posterior, Distribution):
         if list(truth) != ["h"]:
             raise TypeError(
-                f'{type(model).__name__} has the latents {sorted(truth)}, and a distribution is over the single "h": let q '
-                "give a guide, or draws of each latent."
+                f'{type(model).__name__} has the latents {sorted(truth)}, but a distribution is over the single "h": let q '
+                "return a guide, or draws of each latent."
             )
         with torch.no_grad():
-            found: Mapping[str, Tensor] = {"h": answer.sample(torch.Size([draws]))}
-    elif isinstance(answer, Mapping):
-        found = answer
-    elif callable(answer):
+            found: Mapping[str, Tensor] = {"h": posterior.sample(torch.Size([draws]))}
+    elif isinstance(posterior, Mapping):
+        found = posterior
+    elif callable(posterior):
         with torch.no_grad():
-            chunks = list(draw_chunks(model, answer, (x,), draws=draws))
-        found = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+            found = draw_all(model, posterior, (x,), draws=draws).h
     else:
-        raise TypeError(f"q gave {type(answer).__name__}, but a distribution, a guide or a mapping of draws is needed.")
+        raise TypeError(
+            f"q gave {type(posterior).__name__}, but it must return a distribution, a guide or a mapping of draws."
+        )
     for name, value in truth.items():
         got = tuple(found[name].shape) if name in found else "nothing"
         if got != (draws, *value.shape):
@@ -168,17 +172,17 @@ def _sampled(model: Model, answer: Any, x: Tensor, draws: int, truth: Mapping[st
 
 
 def _ranked(model: Model, truth: Mapping[str, Tensor], sampled: Mapping[str, Tensor], draws: int) -> Calibration:
-    """Truths (S, *shape) among draws (L, S, *shape)."""
-    count = len(next(iter(truth.values())))
+    """Ranks of true latents, shape (S, *shape), among draws, shape (L, S, *shape)."""
     if isinstance(model, LocalModel):
-        # All data are the N of one draw of a local model's quantities.
+        # A local model's quantities take all data as the N rows of one draw.
         known = {name: value[0] for name, value in quantities(model, {k: v.unsqueeze(0) for k, v in truth.items()}).items()}
-        guessed = {name: value.flatten(0, 1) for name, value in quantities(model, sampled).items()}
+        drawn = {name: value.flatten(0, 1) for name, value in quantities(model, sampled).items()}
     else:
         known = quantities(model, truth)
-        guessed = quantities(model, {name: value.flatten(0, 1) for name, value in sampled.items()})
+        drawn = quantities(model, {name: value.flatten(0, 1) for name, value in sampled.items()})
     table = scalars(known)
-    ranks = (scalars(guessed).draws.reshape(draws, count, -1) < table.draws).sum(0)
+    simulations = len(next(iter(truth.values())))
+    ranks = (scalars(drawn).draws.reshape(draws, simulations, -1) < table.draws).sum(0)
     return Calibration(ranks, draws, table.names)
 
 

@@ -1,4 +1,4 @@
-"""Many data sets of one model, as one local model."""
+"""Many data sets of one model as a single local model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["DataSets"]
 
 
 class DataSets(LocalModel):
-    """A model of which each datum is a whole data set of another model, and each h_i all the latents behind it.
+    """A local model whose datum x_i is a whole data set of another model, and whose h_i holds all latents of that data set.
 
-    The h_i are packed and unconstrained: p(x_i, h_i) is the other model's joint density with the Jacobian. So one call of
-    `fit_unseen` fits a guide of its own to each of many simulated data sets, all at once, and an `Amortized` guide learns to
-    answer for any data set.
+    The h_i are packed and unconstrained: p(x_i, h_i) is the other model's joint density times the Jacobian. So one call of
+    `fit_unseen` fits a separate q to each of many simulated data sets at once, and an `Amortized` guide learns q for any data
+    set.
 
     Args:
-        model: with a proper prior and continuous latents.
-        rows: data in each data set.
+        model: the model of one data set, with a proper prior and continuous latents.
+        rows: number of data in each data set.
 
     Raises:
-        ValueError: if nothing can be simulated from the model, or its latents are discrete.
+        ValueError: if the model cannot simulate data, or its latents are discrete.
     """
 
     def __init__(self, model: Model, rows: int) -> None:
@@ -53,7 +53,7 @@ class DataSets(LocalModel):
 
     @property
     def joint(self) -> LogJoint:
-        """Its log density."""
+        """The log joint density of one data set and its latents."""
         return self._joint[0]
 
     @property
@@ -69,14 +69,14 @@ class DataSets(LocalModel):
         raise NotImplementedError("DataSets is made from another model: DataSets(model, rows).")
 
     def prior(self) -> Tensor:
-        """h at the site ``"h"``, scored with the likelihood: for draws use `simulate`."""
+        """The site ``"h"``, without a density of its own: `likelihood` scores the joint. For draws use `simulate`."""
         ones = torch.ones_like(self.origin)
         return pyro.sample("h", dist.Normal(self.origin, ones).to_event(1).mask(False))
 
     def likelihood(self, h: Tensor, x: Tensor | None = None) -> Tensor:
-        """log p(x_i, h_i), shape (*, N). To be called outside the data plate, as `forward` does."""
+        """log p(x_i, h_i), shape (*, N). Call it outside the data plate, as `forward` does."""
         if x is None:
-            raise ValueError("DataSets scores data sets: to simulate them, use simulate(n, seed=...).")
+            raise ValueError("DataSets only scores data sets, so x is needed: to simulate them, use simulate(n, seed=...).")
         over_sets = torch.func.vmap(lambda u, one: self.joint.at(u, (one,)), in_dims=(0, 0))
         over_draws = torch.func.vmap(over_sets, in_dims=(0, None))
         h = h.expand(*h.shape[:-2], len(x), h.shape[-1])
@@ -85,11 +85,11 @@ class DataSets(LocalModel):
         return density
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """The joint. Arguments as in `Model.forward`; x is needed."""
+        """The joint. Arguments as in `Model.forward`; x is required."""
         plate = data_plate(x, index, size)
         with plate:
             h = self.prior()
-        # The model inside opens plates of its own.
+        # Outside the plate, because the inner model opens its own plates.
         density = self.likelihood(h, x)
         with plate:
             pyro.factor("x", density)

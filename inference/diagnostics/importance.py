@@ -1,4 +1,4 @@
-"""Importance weights of a guide's draws: how far q is from the posterior, and corrected answers where it is near enough."""
+"""Importance weights of a guide's draws, and moments and evidence corrected by them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from models import Model
 
 from ..evidence.psis import psis
 from ..programs.bound import unwrap
-from ..programs.draws import draw_chunks
+from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import Scalars, quantities, scalars
 from ..programs.validation import as_args, check_count, check_data, check_pair
 
-__all__ = ["Evidence", "Importance", "Moments", "importance"]
+__all__ = ["Importance", "ImportanceEvidence", "Moments", "importance"]
+
+MIN_DRAWS = 100
 
 
 class Moments(NamedTuple):
@@ -28,8 +30,8 @@ class Moments(NamedTuple):
     sd: Tensor
 
 
-class Evidence(NamedTuple):
-    """An estimate of log p(x), in nats, and its standard error, by the delta method."""
+class ImportanceEvidence(NamedTuple):
+    """An estimate of log p(x) for all data together, in nats, and its standard error by the delta method."""
 
     value: float
     se: float
@@ -46,28 +48,29 @@ class Importance:
     log_weights: Tensor = field(repr=False)
     """log p(x, h) − log q(h | x), shape (K,)."""
     log_weights_per_datum: Tensor | None = field(repr=False)
-    """The same for each datum, shape (K, N), where every latent is local."""
+    """The same for each datum, shape (K, N), if every latent is local."""
     smoothed: Tensor = field(repr=False)
-    """Normalised Pareto-smoothed log weights: (K,), or (K, N) where every latent is local."""
+    """Normalised Pareto-smoothed log weights: (K,), or (K, N) if every latent is local."""
     khat: float
-    """Pareto k̂ of the joint weights. It grows with the number of data even where each datum's q is equally good."""
+    """Pareto k̂ of the joint weights. It grows with the number of data, even if every datum's q is equally good."""
     khat_per_datum: Tensor | None
-    """Pareto k̂ of each datum's own weights, shape (N,)."""
+    """Pareto k̂ of each datum's own weights, shape (N,), if every latent is local."""
     proper: bool
+    """Whether the model's prior is proper."""
 
     @property
     def worst(self) -> float:
-        """The k̂ that the corrected moments hang on: the largest of the data's where there is one for each, else the joint."""
+        """The k̂ that decides on the corrected moments: the largest over the data if every latent is local, else `khat`."""
         return self.khat if self.khat_per_datum is None else float(self.khat_per_datum.max())
 
     @property
     def ess(self) -> float:
-        """Effective number of draws, 1 / Σ w², w the smoothed weights; the worst datum's where there is one for each."""
+        """Effective number of draws: 1 / Σ w² for smoothed weights w; the smallest over the data if every latent is local."""
         return float((-(2 * self.smoothed).logsumexp(0)).exp().min())
 
     @property
-    def log_evidence(self) -> Evidence:
-        """log p(x) by importance sampling: biased low, by about half the squared standard error.
+    def log_evidence(self) -> ImportanceEvidence:
+        """log p(x) by importance sampling: biased low by about half the squared standard error.
 
         Raises:
             ValueError: if the model's prior is improper, so that the evidence does not exist.
@@ -75,32 +78,31 @@ class Importance:
         if not self.proper:
             raise ValueError("this model has an improper prior, so its evidence does not exist: compare moments instead.")
         log_weights = self.log_weights.unsqueeze(-1) if self.log_weights_per_datum is None else self.log_weights_per_datum
-        count = len(log_weights)
         centre = log_weights.max(0).values
         weights = (log_weights - centre).exp()
         mean = weights.mean(0)
-        se = weights.std(0) / mean / count**0.5
-        return Evidence(float((mean.log() + centre).sum()), float(se.square().sum().sqrt()))
+        se = weights.std(0) / mean / len(log_weights) ** 0.5
+        return ImportanceEvidence(float((mean.log() + centre).sum()), float(se.square().sum().sqrt()))
 
     def moments(self) -> Moments:
         """Mean and standard deviation under q."""
         return Moments(self.scalars.draws.mean(0), self.scalars.draws.std(0))
 
     def corrected(self) -> Moments:
-        """Mean and standard deviation under the posterior, by the smoothed weights: to be believed where k̂ < 0.7."""
+        """Mean and standard deviation under the posterior, by the smoothed weights: reliable if k̂ < 0.7."""
         weights, draws = self._weights(), self.scalars.draws
         mean = (weights * draws).sum(0)
         return Moments(mean, (weights * (draws - mean) ** 2).sum(0).sqrt())
 
     def corrected_errors(self) -> Moments:
-        """Standard errors of `corrected`: of each mean, and of the logarithm of each sd; by the delta method."""
+        """Standard errors of `corrected` by the delta method: of each mean, and of the logarithm of each sd."""
         weights, (mean, sd) = self._weights(), self.corrected()
         off = (self.scalars.draws - mean) / sd
         first, second = ((weights**2 * part**2).sum(0).sqrt() for part in (off, 0.5 * (off**2 - 1)))
         return Moments(sd * first, second)
 
     def _weights(self) -> Tensor:
-        """Of each draw of each scalar: shape (K, 1) or (K, D)."""
+        """Weights of the draws of each scalar: shape (K, 1) or (K, D)."""
         weights = self.smoothed.exp()
         return weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
 
@@ -113,7 +115,7 @@ def importance(
     draws: int = 4000,
     seed: int = 0,
 ) -> Importance:
-    """Draws from a guide and weighs the draws by the posterior.
+    """Draws from a guide and weights the draws by the posterior.
 
     Args:
         model, guide: after a fit, its `model` and `guide`.
@@ -122,29 +124,31 @@ def importance(
         seed: fixes the draws.
 
     Raises:
-        TypeError, ValueError: for bad input; also for a guide that is a point mass, which has no weights.
+        TypeError, ValueError: for bad input; also for a point mass, which has no importance weights.
 
     References: Yao, Vehtari, Simpson & Gelman, "Yes, but did it work?: evaluating variational inference" (2018).
     """
     args = as_args(x)
-    check_count(least=100, draws=draws)
+    check_count(least=MIN_DRAWS, draws=draws)
     check_data(model, args)
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {})
-        chunks = list(draw_chunks(model, guide, args, draws=draws))
-    h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
-    log_weights = torch.cat([c.log_likelihood + c.log_prior - c.log_q for c in chunks]).double()
+        found = draw_all(model, guide, args, draws=draws)
+    log_weights = (found.log_likelihood + found.log_prior - found.log_q).double()
     if not log_weights.isfinite().all():
         if bool((log_weights == -torch.inf).all()):
-            raise ValueError("this guide is a point mass, or lies outside the posterior: it has no importance weights.")
+            raise ValueError(
+                "importance: every weight is zero, because this guide is a point mass or lies outside the posterior; use "
+                "another family."
+            )
         log_weights = log_weights.nan_to_num(nan=-1e300, neginf=-1e300)
     smoothed, khat = psis(log_weights)
-    local = chunks[0].per_datum
+    local = found.per_datum
     joint = log_weights.sum(-1) if local else log_weights
     own = unwrap(model)
     return Importance(
-        scalars=scalars(quantities(model, h)),
-        h=h,
+        scalars=scalars(quantities(model, found.h)),
+        h=found.h,
         log_weights=joint,
         log_weights_per_datum=log_weights if local else None,
         smoothed=smoothed,

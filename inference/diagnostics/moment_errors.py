@@ -36,10 +36,10 @@ def moment_errors(mean: Tensor, sd: Tensor, reference_mean: Tensor, reference_sd
 
 
 def by_name(names: tuple[str, ...], values: dict[str, float]) -> Tensor:
-    """The values of the named scalars, in their order.
+    """Looks up the values of the named scalars; shape (len(names),), float64.
 
     Raises:
-        ValueError: if one is missing.
+        ValueError: if a name is missing.
     """
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"the reference lacks {missing[0]!r}: it has {sorted(values)[:10]} …")

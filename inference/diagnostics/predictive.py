@@ -1,4 +1,4 @@
-"""What q predicts: coverage of the data at hand, and of each datum by the others."""
+"""Posterior predictive checks: interval coverage of the data, and leave-one-out predictive densities."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..evidence.psis import leave_one_out
-from ..programs.draws import draw_chunks
+from ..evidence.psis import leave_one_out_density
+from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.validation import as_args
 
@@ -33,7 +33,7 @@ class LOO(NamedTuple):
     pointwise: Tensor
     """Shape (N,)."""
     khat: Tensor
-    """Pareto k̂ of each datum's weights, shape (N,); above 0.7 its entry is not to be believed."""
+    """Pareto k̂ of each datum's weights, shape (N,); above 0.7 that datum's entry is unreliable."""
 
 
 def predictive_coverage(
@@ -45,15 +45,15 @@ def predictive_coverage(
     draws: int = 1000,
     seed: int = 0,
 ) -> Coverage:
-    """How often the data lie inside the intervals that the fitted guide predicts for their replications.
+    """Coverage of the data by the fitted guide's predictive intervals for replications of them.
 
-    The data have been used for the fit, so a good model covers somewhat more than the level.
+    The fit has used the data, so a good model covers somewhat more than the level.
 
     Reference: Gelman, Meng & Stern, "Posterior predictive assessment of model fitness via realized discrepancies" (1996).
     """
     args = as_args(x)
     with isolated(seed), torch.no_grad():
-        h = _latents(model, guide, args, draws)
+        h = draw_all(model, guide, args, draws=draws).h
         simulated = Predictive(poutine.uncondition(model), posterior_samples=h)(*args)
         nodes = poutine.trace(model).get_trace(*args).nodes.values()
         observed = {s["name"]: s["value"] for s in nodes if s["type"] == "sample" and s["is_observed"]}
@@ -71,10 +71,11 @@ def predictive_coverage(
 def loo(
     model: Callable[..., Any], guide: Callable[..., Any], x: Tensor | tuple[Any, ...], *, draws: int = 2000, seed: int = 0
 ) -> LOO:
-    """Leave-one-out predictive density from an approximate posterior, by importance sampling twice over.
+    """Leave-one-out predictive densities from an approximate posterior, by importance sampling.
 
-    The weights of datum i's leave-one-out posterior are p(x, h) / (q(h | x) p(x_i | h)): one factor corrects q, the other
-    leaves the datum out. ArviZ ≥ 1 does it by `loo_approximate_posterior`; an older ArviZ smooths the weights.
+    The weights for datum i are p(x, h) / (q(h | x) p(x_i | h)): the ratio p(x, h) / q(h | x) corrects q, and 1 / p(x_i | h)
+    leaves the datum out. ArviZ ≥ 1 computes the densities by `loo_approximate_posterior`; with ArviZ 0.x the weights are
+    smoothed here.
 
     Raises:
         ValueError: if the model has more than one observed site, or its data are not independent given h.
@@ -83,22 +84,17 @@ def loo(
     """
     args = as_args(x)
     with isolated(seed), torch.no_grad():
-        chunks = list(draw_chunks(model, guide, args, draws=draws))
-    names = list(chunks[0].pointwise)
+        found = draw_all(model, guide, args, draws=draws)
+    names = list(found.pointwise)
     if len(names) != 1:
-        raise ValueError(f"loo needs one observed site, but the model has {names}.")
-    pointwise = torch.cat([chunk.pointwise[names[0]] for chunk in chunks]).double()
+        raise ValueError(f"loo needs exactly one observed site, but the model has {names}.")
+    pointwise = found.pointwise[names[0]].double()
     if pointwise.dim() != 2:
         raise ValueError(
-            f"the densities of site {names[0]!r} have shape {tuple(pointwise.shape[1:])} for each draw, but one for each "
-            "datum is needed: loo is for data that are independent given h."
+            f"the log densities of site {names[0]!r} have shape {tuple(pointwise.shape[1:])} for each draw, but loo needs one "
+            "for each datum: it is for data that are independent given h."
         )
-    totals = [chunk.total for chunk in chunks]
-    log_p = torch.cat([t.log_likelihood + t.log_prior for t in totals]).double()
-    each, khat = leave_one_out(log_p, torch.cat([t.log_q for t in totals]).double(), pointwise)
+    total = found.total
+    log_p, log_q = (total.log_likelihood + total.log_prior).double(), total.log_q.double()
+    each, khat = leave_one_out_density(log_p, log_q, pointwise)
     return LOO(float(each.sum()), float(each.std() * len(each) ** 0.5), each, khat)
-
-
-def _latents(model: Any, guide: Any, args: tuple[Any, ...], draws: int) -> dict[str, Tensor]:
-    chunks = list(draw_chunks(model, guide, args, draws=draws))
-    return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}

@@ -1,4 +1,4 @@
-"""Does a model have the posterior that reference draws come from? Its score says so."""
+"""Stein's check of a model against reference draws from its posterior."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["SteinCheck", "stein_check"]
 
 @dataclass(frozen=True)
 class SteinCheck:
-    """z-scores, standard normal if the model has the draws' posterior: first for each unconstrained coordinate, then for each
-    principal direction of the score. Shape (2 dim,)."""
+    """z-scores, standard normal if the draws come from the model's posterior: first of each unconstrained coordinate, then of
+    each principal direction of the score. Shape (2 dim,)."""
 
     score: Tensor
-    """Of the mean score, whose expectation is 0."""
+    """z-scores of the mean score, whose expectation is 0."""
     stein: Tensor
-    """Of the mean of u · score, direction by direction, whose expectation is −1."""
+    """z-scores of the mean of u · score along each direction, whose expectation is −1."""
 
     @property
     def largest(self) -> float:
@@ -36,16 +36,16 @@ def stein_check(
     """Checks a model against draws from its posterior by Stein's identity in unconstrained space.
 
     For draws u from a density ∝ exp(log p(x, u)) with fast tails, E[∂ log p/∂u_j] = 0 and E[(u_j − c) ∂ log p/∂u_j] = −1 for
-    any constant c; c is the draws' mean, which lowers the variance. A wrong prior or Jacobian breaks one or the other. So it
-    is for every direction: in a funnel the score of each coordinate has tails too heavy to see anything by, while the
-    principal directions with the least score see what the others hide.
+    any constant c; c is the draws' mean, which lowers the variance. A wrong prior or Jacobian breaks at least one of these
+    identities. They hold along every direction, and principal directions are tested too: in a funnel the score of each
+    coordinate has tails too heavy for any test, but the principal directions with the smallest score still reveal an error.
 
     Args:
         model: any Pyro model.
         x: its data.
         draws: for each latent site its draws, shape (K, *shape), chain after chain.
-        chains: their number; the standard errors allow for autocorrelation within each (Monte Carlo standard errors by
-            Vehtari et al. 2021, through ArviZ).
+        chains: number of chains; the standard errors allow for autocorrelation within each (Monte Carlo standard errors of
+            Vehtari et al. 2021, by ArviZ).
 
     Reference: Gorham & Mackey, "Measuring sample quality with Stein's method" (2015), section 2.
     """
@@ -53,7 +53,7 @@ def stein_check(
     u = joint.unconstrain(draws)
     spread = u.std(0)
     u, score = (u - u.mean(0)) / spread, joint.score(u) * spread
-    # Directions found on one half of the draws and used on the other: chosen on the same ones they would fit their noise.
+    # One half of the draws gives the directions and the other half tests them: on the same draws they would fit the noise.
     half = len(u) // 2
     directions = torch.linalg.eigh(score[:half].mT @ score[:half] / half).eigenvectors
     along = score[half:] @ directions

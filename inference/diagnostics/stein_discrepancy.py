@@ -1,4 +1,4 @@
-"""The kernel Stein discrepancy: how far draws are from a density that is known up to its normaliser."""
+"""The kernel Stein discrepancy: a distance from draws to a density known up to its normaliser."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from ..programs.log_joint import LogJoint
 
 __all__ = ["SteinDiscrepancy", "kernel_stein_discrepancy"]
 
+MIN_DRAWS = 10
+
 
 class SteinDiscrepancy(NamedTuple):
-    """An unbiased estimate of the squared discrepancy, zero if the draws are the posterior's, and a test of that."""
+    """The squared discrepancy, zero if the draws come from the posterior, and its test."""
 
     squared: float
+    """Unbiased estimate, so it can be negative."""
     p_value: float
-    """Of the hypothesis that the draws are independent draws from the posterior; by the multiplier bootstrap."""
+    """p-value of the hypothesis that the draws are independent draws from the posterior; by the multiplier bootstrap."""
 
 
 def kernel_stein_discrepancy(
@@ -30,23 +33,28 @@ def kernel_stein_discrepancy(
     bootstrap: int = 500,
     seed: int = 0,
 ) -> SteinDiscrepancy:
-    """Measures independent draws against the model's posterior in unconstrained space, without its normaliser.
+    """Compares independent draws with the model's posterior in unconstrained space; the normaliser is not needed.
 
-    The kernel is the inverse multiquadric (1 + |u − v|²)^−½ of coordinates in units of the draws' spread, which sees tails.
-    Blind to a missing mode, as is everything that knows the density only where the draws are. Costs O(K²).
+    The kernel is the inverse multiquadric (1 + |u − v|²)^−½ of coordinates in units of the draws' spread; it is sensitive to
+    tails. Like every method that evaluates the density only at the draws, it cannot detect a missing mode. Costs O(K²).
 
     Args:
         model, x: the posterior.
-        h: for each latent its draws, shape (K, *shape); a few hundred.
+        h: for each latent its draws, shape (K, *shape); K of a few hundred, at least 10.
         bootstrap: resamples for the p-value.
+        seed: fixes the resamples.
+
+    Raises:
+        ValueError: if there are fewer than 10 draws.
 
     References: Liu, Lee & Jordan, "A kernelized Stein discrepancy for goodness-of-fit tests" (2016), equation 14; Gorham &
     Mackey, "Measuring sample quality with kernels" (2017).
     """
     joint = LogJoint(model, x)
     u = joint.unconstrain(h)
-    if len(u) < 10:
-        raise ValueError(f"the discrepancy needs at least 10 draws, but there are {len(u)}.")
+    draws = len(u)
+    if draws < MIN_DRAWS:
+        raise ValueError(f"kernel_stein_discrepancy needs at least {MIN_DRAWS} draws, but h holds {draws}.")
     spread = u.std(0)
     score = (joint.score(u) * spread).double()
     u = (u / spread).double()
@@ -58,10 +66,9 @@ def kernel_stein_discrepancy(
         score @ score.mT * base**-0.5 + along.sum(-1) * base**-1.5 + u.shape[-1] * base**-1.5 - 3 * (base - 1) * base**-2.5
     )
     kernel.fill_diagonal_(0.0)
-    count = len(u)
-    value = float(kernel.sum() / (count * (count - 1)))
+    value = float(kernel.sum() / (draws * (draws - 1)))
     with isolated(seed):
-        counts = torch.distributions.Multinomial(count, torch.ones(count)).sample((bootstrap,)).double()
-    weights = (counts - 1) / count
+        counts = torch.distributions.Multinomial(draws, torch.ones(draws)).sample((bootstrap,)).double()
+    weights = (counts - 1) / draws
     null = ((weights @ kernel) * weights).sum(-1)
     return SteinDiscrepancy(value, float(((null >= value).sum() + 1) / (bootstrap + 1)))

@@ -1,4 +1,4 @@
-"""Two samples: do they come from the same distribution? Used where reference draws exist."""
+"""Two-sample tests, for comparing q's draws with reference draws."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ __all__ = ["MMD", "c2st", "mmd"]
 
 
 class MMD(NamedTuple):
-    """An unbiased estimate of the squared maximum mean discrepancy, and its permutation test."""
+    """The squared maximum mean discrepancy, and its permutation test."""
 
     squared: float
+    """Unbiased estimate, so it can be negative."""
     p_value: float
 
 
 def c2st(a: Tensor, b: Tensor, *, folds: int = 5, seed: int = 0) -> float:
-    """Cross-validated accuracy of a small neural net that tells the samples apart: ½ if they are alike, 1 if disjoint.
+    """Cross-validated accuracy of a small neural net that classifies draws by their sample: ½ if alike, 1 if disjoint.
 
     Args:
-        a, b: draws, shapes (K, D) and (L, D); the larger is cut to the size of the smaller, and both are standardised.
+        a, b: draws, shapes (K, D) and (L, D); the larger is cut to the size of the smaller, and both are standardised by the
+            mean and sd of b.
+        folds: of the cross-validation.
+        seed: fixes the folds and the net's initial weights.
+
+    Raises:
+        ValueError: if the shapes do not fit.
 
     Reference: Lopez-Paz & Oquab, "Revisiting classifier two-sample tests" (2017); settings as in sbibm (2021).
     """
@@ -45,6 +52,11 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, seed: int = 0) -> float:
 def mmd(a: Tensor, b: Tensor, *, permutations: int = 200, seed: int = 0) -> MMD:
     """Squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance. Costs O((K + L)²).
 
+    Args:
+        a, b: as for `c2st`.
+        permutations: of the test.
+        seed: fixes the permutations.
+
     Reference: Gretton, Borgwardt, Rasch, Schölkopf & Smola, "A kernel two-sample test" (2012), equation 3.
     """
     a, b = _comparable(a, b)
@@ -52,22 +64,22 @@ def mmd(a: Tensor, b: Tensor, *, permutations: int = 200, seed: int = 0) -> MMD:
     squared = torch.cdist(both, both).square()
     kernel = torch.exp(-squared / squared[squared > 0].median())
     kernel.fill_diagonal_(0.0)
-    count = len(a)
+    draws = len(a)
 
     def value(order: Tensor) -> Tensor:
         k = kernel[order][:, order]
-        within = (k[:count, :count].sum() + k[count:, count:].sum()) / (count * (count - 1))
-        return within - 2 * k[:count, count:].mean()
+        within = (k[:draws, :draws].sum() + k[draws:, draws:].sum()) / (draws * (draws - 1))
+        return within - 2 * k[:draws, draws:].mean()
 
-    observed = value(torch.arange(2 * count))
+    observed = value(torch.arange(2 * draws))
     with isolated(seed):
-        null = torch.stack([value(torch.randperm(2 * count)) for _ in range(permutations)])
+        null = torch.stack([value(torch.randperm(2 * draws)) for _ in range(permutations)])
     return MMD(float(observed), float(((null >= observed).sum() + 1) / (permutations + 1)))
 
 
 def _comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"both samples must be (draws, D) with the same D, but are {tuple(a.shape)} and {tuple(b.shape)}.")
-    count = min(len(a), len(b))
+    draws = min(len(a), len(b))
     centre, spread = b.double().mean(0), b.double().std(0)
-    return tuple((v.double()[:count] - centre) / spread for v in (a, b))  # type: ignore[return-value]
+    return tuple((v.double()[:draws] - centre) / spread for v in (a, b))  # type: ignore[return-value]

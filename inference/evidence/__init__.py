@@ -1,4 +1,4 @@
-"""Bounds on log p(x) that close with more computation, with their standard errors."""
+"""Bounds on log p(x) that tighten with more computation, with standard errors."""
 
 from .ais import ais, ais_reverse
 from .bidirectional import Sandwich, bidirectional

@@ -19,7 +19,7 @@ __all__ = ["Sandwich", "bidirectional"]
 
 @dataclass(frozen=True)
 class Sandwich:
-    """Bounds on log p(x) of data x that the model itself made."""
+    """Bounds on log p(x) for data x simulated from the model."""
 
     x: Tensor
     lower: Evidence
@@ -27,19 +27,19 @@ class Sandwich:
 
     @property
     def width(self) -> Tensor:
-        """upper − lower, which bounds the error of either in expectation; shape as theirs."""
+        """upper − lower, in nats: in expectation at least the error of either bound. Same shape as the bounds."""
         return self.upper.value - self.lower.value
 
 
 def bidirectional(model: Model, n: int, *, guide: Callable[..., Any] | None = None, seed: int = 0, **options: Any) -> Sandwich:
     """Simulates `n` rows from the model and bounds their log p(x) from both sides by annealed importance sampling.
 
-    How far `ais` is from log p(x) on real data is not known; how far it is on data like them, this tells.
+    The error of `ais` on real data is unknown; the width of the sandwich estimates it on simulated data like them.
 
     Args:
         model: a model of this suite with continuous latents.
         n: rows to simulate.
-        guide: what to anneal from, able to take unseen x; the prior by default.
+        guide: the start of the annealing, able to take unseen x; the prior by default.
         seed: fixes the data and all draws.
         options: as for `ais`.
 

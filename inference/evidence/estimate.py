@@ -1,9 +1,11 @@
-"""log p(x) as the logarithm of a mean of weights."""
+"""log p(x) as the logarithm of a mean of importance weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,27 +14,27 @@ from .psis import psis
 
 __all__ = ["Evidence", "LogMean"]
 
-LEAST = 100
-"""Weights without which there is no k̂."""
+MIN_DRAWS_FOR_KHAT = 100
+"""With fewer weights, k̂ is NaN."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """An estimate of log p(x), in nats, float64: shape (N,) where each datum has latents of its own, else ()."""
+    """An estimate of log p(x), in nats, float64: shape (N,) if each datum has its own latents, else ()."""
 
     value: Tensor
     se: Tensor
-    """Standard error of each value, by the delta method: sd(w) / (mean(w) √K) for weights w. Where few weights carry the sum
-    (a small `ess`, a large `khat`), it is itself unreliable, and too small."""
+    """Standard error of each value by the delta method: sd(w) / (mean(w) √K) for weights w. If few weights dominate the sum
+    (a small `ess`, a large `khat`), the standard error is unreliable and too small."""
     ess: Tensor
-    """(Σ w)² / Σ w²: how many of the K weights carry the sum."""
+    """Effective number of weights: (Σ w)² / Σ w², between 1 and K."""
     draws: int
     """K."""
     bound: str
-    """"lower" or "upper": on which side of log p(x) the expectation of `value` lies."""
+    """"lower" or "upper": the side of log p(x) on which the expectation of `value` lies."""
     khat: Tensor
-    """Pareto k̂ of each datum's weights: `se` is to be believed below ½, where their variance is finite, `value` up to 0.7.
-    NaN for fewer than 100 weights, of which no tail can be known."""
+    """Pareto k̂ of each datum's weights. Below ½ their variance is finite and `se` is reliable; up to 0.7 `value` is reliable.
+    NaN for fewer than 100 weights, too few to estimate a tail."""
 
     @property
     def mean(self) -> float:
@@ -44,24 +46,35 @@ class Evidence:
         """Monte Carlo standard error of `mean`; the estimates of different data are independent."""
         return float(self.se.square().sum().sqrt() / max(1, self.se.numel()))
 
+    @classmethod
+    def joined(cls, blocks: Sequence[Self]) -> Self:
+        """The estimates of consecutive blocks of data as one. A single block may be of shape ()."""
+        first = blocks[0]
+        if len(blocks) == 1:
+            return first
+        tensors = (torch.cat([getattr(block, name) for block in blocks]) for name in ("value", "se", "ess", "khat"))
+        value, se, ess, khat = tensors
+        return cls(value, se, ess, first.draws, first.bound, khat)
+
 
 class LogMean:
-    """log of the mean of `draws` weights that come in chunks, scaled by the largest so far: nothing over- or underflows.
+    """log of the mean of `draws` weights, added chunk by chunk.
 
-    Of the weights themselves only the tail that k̂ is fitted to is kept, some 3 √draws of them.
+    Weights are scaled by the largest so far, so sums neither overflow nor underflow. Only the tail to which k̂ is fitted, about
+    3 √draws weights, is kept.
     """
 
     def __init__(self, draws: int) -> None:
         self.draws = draws
-        self.count = 0
+        self.seen = 0
         self.top = self.first = self.second = torch.zeros((), dtype=torch.float64)
         self.tail = torch.zeros(0)
 
     def add(self, log_weights: Tensor) -> None:
-        """Takes a chunk of log weights, shape (k, *shape)."""
+        """Adds a chunk of log weights, shape (k, *shape)."""
         log_weights = log_weights.detach().double()
         top = log_weights.amax(0)
-        if self.count:
+        if self.seen:
             top = torch.maximum(top, self.top)
             shrink = (self.top - top).nan_to_num(nan=0.0).exp()
             self.first, self.second = self.first * shrink, self.second * shrink**2
@@ -69,31 +82,31 @@ class LogMean:
         self.first = self.first + weights.sum(0)
         self.second = self.second + weights.square().sum(0)
         self.top = top
-        tail = torch.cat([self.tail, log_weights]) if self.count else log_weights
-        # PSIS fits its tail above the largest weight that is not in it.
+        tail = torch.cat([self.tail, log_weights]) if self.seen else log_weights
+        # PSIS measures the tail from the largest weight below it, so one more weight is kept.
         self.tail = tail.topk(min(len(tail), ceil(min(self.draws / 5, 3 * self.draws**0.5)) + 1), 0).values
-        self.count += len(log_weights)
+        self.seen += len(log_weights)
 
     def result(self, *, upper: bool = False) -> Evidence:
-        """The estimate of log p(x); `upper` if the mean of the weights is 1/p(x) and not p(x)."""
-        value = self.top + self.first.log() - log(self.count)
+        """The estimate of log p(x); `upper` if the mean of the weights estimates 1/p(x) instead of p(x)."""
+        value = self.top + self.first.log() - log(self.seen)
         ess = self.first.square() / self.second
-        relative = (self.count / ess - 1.0).clamp(min=0.0) / max(1, self.count - 1)
+        relative = (self.seen / ess - 1.0).clamp(min=0.0) / max(1, self.seen - 1)
         bound = "upper" if upper else "lower"
-        return Evidence(-value if upper else value, relative.sqrt(), ess, self.count, bound, self._khat())
+        return Evidence(-value if upper else value, relative.sqrt(), ess, self.seen, bound, self._khat())
 
     def _khat(self) -> Tensor:
-        """k̂ from the tail, the weights below it standing in only by their number."""
+        """k̂ from the kept tail and the number of weights below it."""
         shape = self.tail.shape[1:]
-        if self.count < LEAST:
+        if self.seen < MIN_DRAWS_FOR_KHAT:
             return torch.full(shape, torch.nan, dtype=torch.float64)
         columns = self.tail.flatten(1) if shape else self.tail.unsqueeze(1)
-        khat = [_tail_index(column, self.count) for column in columns.unbind(1)]
+        khat = [_tail_index(column, self.seen) for column in columns.unbind(1)]
         return torch.stack(khat).reshape(shape)
 
 
-def _tail_index(tail: Tensor, count: int) -> Tensor:
+def _tail_index(tail: Tensor, draws: int) -> Tensor:
     if not bool(tail.isfinite().all()):
         return torch.tensor(torch.inf, dtype=torch.float64)
-    rest = (tail[-1] - 1.0 * bool(tail[0] > tail[-1])).expand(count - len(tail))
+    rest = (tail[-1] - 1.0 * bool(tail[0] > tail[-1])).expand(draws - len(tail))
     return psis(torch.cat([tail, rest]))[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["transition"]
 
 State = TypeVar("State", bound=tuple[Any, ...])
-"""A named tuple of tensors whose first dimensions are the chains'; its first field is the position, shape (*chains, dim)."""
+"""A named tuple of tensors with the chains as leading dimensions; its first field is the position, shape (*chains, dim)."""
 
 
 def transition(
@@ -23,17 +23,17 @@ def transition(
     size: Tensor,
     leapfrog: int,
 ) -> tuple[State, Tensor]:
-    """Moves every chain by one trajectory, and leaves it where it was if that is not accepted.
+    """Proposes the end of one trajectory for every chain, and accepts or rejects each proposal.
 
     Args:
-        state: where the chains are.
-        evaluate: the state at a position.
-        density, slope: the log density that is left invariant, shape (*chains), and its gradient, at a state.
-        size: of a step, shape (*chains), or one that broadcasts to it; it must not depend on the state.
+        state: the present state of the chains.
+        evaluate: computes the state at a position.
+        density, slope: the invariant log density, shape (*chains), and its gradient, at a state.
+        size: step size, of shape (*chains) or broadcastable to it; it must not depend on the state.
         leapfrog: steps of the trajectory, one evaluation each.
 
     Returns:
-        The new state, and the probability with which each chain was to move; zero where the density is not a number.
+        The new state, and each chain's acceptance probability, zero if the log density is NaN.
 
     Reference: Neal, "MCMC using Hamiltonian dynamics" (2011), section 3.
     """

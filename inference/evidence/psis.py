@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling and leave-one-out, by whichever ArviZ is installed."""
+"""Pareto-smoothed importance sampling and leave-one-out densities, by ArviZ 0.x or 1.x."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["leave_one_out", "psis"]
+__all__ = ["MAX_KHAT", "MAX_KHAT_OF_FINITE_VARIANCE", "leave_one_out_density", "psis"]
 
-CONSTANT = 1e-3
-"""Log weights that differ by no more than this count as equal: wherever q draws, it is the posterior up to a factor. Their
-tail may have any index, and means nothing."""
+MAX_KHAT = 0.7
+"""Smoothed estimates are reliable up to this k̂."""
+MAX_KHAT_OF_FINITE_VARIANCE = 0.5
+"""Weights have finite variance below this k̂."""
+MAX_CONSTANT_RANGE = 1e-3
+"""Log weights within this range count as equal: q is proportional to the posterior wherever it draws, and the index of the
+tail is meaningless."""
 
 
 def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Smooths the largest weights and says how heavy their tail is.
+    """Smooths the largest weights and estimates the index of their tail, k̂.
 
     Args:
         log_weights: log p(x, h) − log q(h) of K draws, shape (K, *batch).
 
     Returns:
         The normalised smoothed log weights, shape (K, *batch), and Pareto's k̂, shape batch. Weights have finite variance
-        below ½; up to 0.7 smoothed estimates are dependable, above they are not. −inf where all weights are equal.
+        below ½. Smoothed estimates are reliable up to 0.7 and unreliable above. −inf if all weights are equal.
 
     Reference: Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling" (2024).
     """
     columns = log_weights.detach().double().flatten(1) if log_weights.dim() > 1 else log_weights.detach().double().unsqueeze(1)
     centred = columns - columns.max(0).values
-    flat = -centred.min(0).values <= CONSTANT
-    lw, k = centred - centred.logsumexp(0), torch.full_like(centred[0], -torch.inf)
-    if not flat.all():
-        smoothed, khat = _arviz(centred[:, ~flat].mT.numpy().copy())
-        lw[:, ~flat] = torch.from_numpy(np.asarray(smoothed)).mT
-        k[~flat] = torch.from_numpy(np.asarray(khat, dtype=np.float64)).reshape(-1)
-    return lw.reshape(log_weights.shape), k.reshape(log_weights.shape[1:])
+    constant = -centred.min(0).values <= MAX_CONSTANT_RANGE
+    smoothed, khat = centred - centred.logsumexp(0), torch.full_like(centred[0], -torch.inf)
+    if not constant.all():
+        found, index = _arviz(centred[:, ~constant].mT.numpy().copy())
+        smoothed[:, ~constant] = torch.from_numpy(np.asarray(found)).mT
+        khat[~constant] = torch.from_numpy(np.asarray(index, dtype=np.float64)).reshape(-1)
+    return smoothed.reshape(log_weights.shape), khat.reshape(log_weights.shape[1:])
 
 
-def leave_one_out(log_p: Tensor, log_q: Tensor, pointwise: Tensor) -> tuple[Tensor, Tensor]:
-    """Log predictive density of each datum given the others, by draws from an approximate posterior.
+def leave_one_out_density(log_p: Tensor, log_q: Tensor, pointwise: Tensor) -> tuple[Tensor, Tensor]:
+    """Log predictive density of each datum given the others, from draws of an approximate posterior.
 
-    ArviZ's `loo_approximate_posterior` where there is one (ArviZ ≥ 1), else the same by `psis`.
+    By `loo_approximate_posterior` on ArviZ ≥ 1, by the same formula through `psis` on ArviZ 0.x.
 
     Args:
         log_p: log p(x, h) of K draws, shape (K,).
@@ -51,7 +55,7 @@ def leave_one_out(log_p: Tensor, log_q: Tensor, pointwise: Tensor) -> tuple[Tens
         pointwise: log p(x_i | h), shape (K, N).
 
     Returns:
-        The densities, and Pareto's k̂ of the weights that they rest on; both of shape (N,).
+        The densities in nats, and Pareto's k̂ of the weights behind each; both of shape (N,).
     """
     if _major() < 1:
         log_weights, khat = psis((log_p - log_q).unsqueeze(-1) - pointwise)
@@ -59,7 +63,7 @@ def leave_one_out(log_p: Tensor, log_q: Tensor, pointwise: Tensor) -> tuple[Tens
     stats, base = import_module("arviz_stats"), import_module("arviz_base")
     data = base.from_dict({"log_likelihood": {"x": pointwise.unsqueeze(0).numpy()}})
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # that a k̂ is large, which we return
+        warnings.simplefilter("ignore")  # ArviZ warns of a large k̂, which is returned here
         found = stats.loo_approximate_posterior(data, log_p.numpy(), log_q.numpy(), pointwise=True)
     return torch.from_numpy(found.elpd_i.values.copy()), torch.from_numpy(found.pareto_k.values.copy())
 
@@ -71,7 +75,7 @@ def _major() -> int:
 def _arviz(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
         if _major() >= 1:
-            # It takes log likelihoods, whose leave-one-out weights are their inverse.
+            # psislw of ArviZ 1.x takes log likelihoods, the negatives of leave-one-out log weights.
             result = import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
         else:
             result = import_module("arviz").psislw(log_weights)

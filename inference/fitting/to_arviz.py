@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..programs.draws import draw_chunks
+from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
 from .fit import Fit
@@ -43,23 +43,18 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
     check_data(fit.model, args)
     with isolated(seed), torch.no_grad():
         check_pair(fit.model, fit.guide, args, {})
-        chunks = list(draw_chunks(fit.model, fit.guide, args, draws=draws))
-        h = {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+        found = draw_all(fit.model, fit.guide, args, draws=draws)
         nodes = poutine.trace(fit.model).get_trace(*args).nodes
-        observed = {name: nodes[name]["value"] for name in chunks[0].pointwise}
-        simulated = Predictive(poutine.uncondition(fit.model), posterior_samples=h, return_sites=list(observed))(*args)
-    pointwise = {name: torch.cat([chunk.pointwise[name] for chunk in chunks]) for name in observed}
-    stats = {
-        "log_p": torch.cat([chunk.total.log_likelihood + chunk.total.log_prior for chunk in chunks]),
-        "log_q": torch.cat([chunk.total.log_q for chunk in chunks]),
-    }
+        observed = {name: nodes[name]["value"] for name in found.pointwise}
+        simulated = Predictive(poutine.uncondition(fit.model), posterior_samples=found.h, return_sites=list(observed))(*args)
+    total = found.total
     groups = {
         name: {site: value.detach().cpu().unsqueeze(0).numpy() for site, value in values.items()}
         for name, values in {
-            "posterior": h,
+            "posterior": found.h,
             "posterior_predictive": simulated,
-            "log_likelihood": pointwise,
-            "sample_stats": stats,
+            "log_likelihood": found.pointwise,
+            "sample_stats": {"log_p": total.log_likelihood + total.log_prior, "log_q": total.log_q},
         }.items()
     }
     groups["observed_data"] = {name: value.detach().cpu().numpy() for name, value in observed.items()}

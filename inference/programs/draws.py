@@ -19,7 +19,7 @@ from models import Model
 
 from .bound import unwrap
 
-__all__ = ["Draws", "draw_chunks"]
+__all__ = ["Draws", "draw_all", "draw_chunks"]
 
 LIMIT = 2**18
 """How many numbers of x, times draws, one vectorised call may score: with more, they leave the processor's cache."""
@@ -81,6 +81,26 @@ def draw_chunks(
             with pyro.plate("_particles", size, dim=-1 - nesting):
                 sites = _trace(model, guide, args)
             yield _collect(sites, size, nesting, plate, vectorised=True, point_masses=point_masses)
+
+
+def draw_all(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    draws: int,
+) -> Draws:
+    """All chunks of `draw_chunks` joined."""
+    chunks = list(draw_chunks(model, guide, args, draws=draws))
+    first = chunks[0]
+    return Draws(
+        h={name: torch.cat([chunk.h[name] for chunk in chunks]) for name in first.h},
+        log_likelihood=torch.cat([chunk.log_likelihood for chunk in chunks]),
+        log_prior=torch.cat([chunk.log_prior for chunk in chunks]),
+        log_q=torch.cat([chunk.log_q for chunk in chunks]),
+        per_datum=first.per_datum,
+        pointwise={name: torch.cat([chunk.pointwise[name] for chunk in chunks]) for name in first.pointwise},
+    )
 
 
 def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..programs.draws import draw_chunks
+from ..programs.draws import draw_all
 from .base import Start
 
 __all__ = ["FromGuide"]
@@ -32,5 +31,4 @@ class FromGuide(Start):
             raise ValueError(f"FromGuide: draws must be at least 2, but is {self.draws}.")
 
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
-        chunks = list(draw_chunks(model, self.guide, args, draws=self.draws))
-        return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+        return draw_all(model, self.guide, args, draws=self.draws).h

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from guides import FullRank, Global
 
 from ..optimisers import Pathfinder, Target
-from ..programs.draws import draw_chunks
+from ..programs.draws import draw_all
 from .base import Start
 
 __all__ = ["FromPathfinder"]
@@ -47,5 +46,4 @@ class FromPathfinder(Start):
         losses = self.pathfinder.solve(Target(model, guide, args, list(guide.parameters())), steps=self.steps).losses
         if not isfinite(losses[-1]):
             raise ValueError("FromPathfinder: log p(x, h) is not finite along any path: use FromInit or FromPrior.")
-        chunks = list(draw_chunks(model, guide, args, draws=self.draws))
-        return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+        return draw_all(model, guide, args, draws=self.draws).h

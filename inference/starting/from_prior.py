@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from guides import Prior
 
-from ..programs.draws import draw_chunks
+from ..programs.draws import draw_all
 from .base import Start
 
 __all__ = ["FromPrior"]
@@ -36,5 +35,4 @@ class FromPrior(Start):
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         if not getattr(model, "proper", True):
             raise ValueError(f"{type(model).__name__} has an improper prior, which has no draws: use FromInit.")
-        chunks = list(draw_chunks(model, Prior(model), args, draws=self.draws))
-        return {name: torch.cat([chunk.h[name] for chunk in chunks]) for name in chunks[0].h}
+        return draw_all(model, Prior(model), args, draws=self.draws).h
