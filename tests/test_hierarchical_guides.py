@@ -11,8 +11,6 @@ from inference.programs.draws import draw_chunks
 from inference.programs.isolation import isolated
 from models import EightSchools, LocalGaussian, NormalGamma, Radon
 
-pytestmark = pytest.mark.slow
-
 
 def schools(centered=True):
     model, x = EightSchools.demo(centered=centered)
@@ -58,6 +56,7 @@ def test_draws_all_latents_and_batched_draws_agree_with_single_ones(name, center
     assert torch.linalg.matrix_rank(values - values.mean(0)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_density_is_normalised_through_the_bijection(name):
     """E_q[p(x, h) / q(h)] = p(x): the importance weights average to the evidence, which is exact here."""
@@ -97,6 +96,7 @@ def test_minibatches_average_to_the_whole(name):
     assert abs(parts_q[0] - whole_q) > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "structured", "amortized"])
 def test_minibatch_fits_run(name):
     model, x = schools(centered=False)
@@ -107,6 +107,7 @@ def test_minibatch_fits_run(name):
     assert reached.value > start.value + 5 * (start.se + reached.se)
 
 
+@pytest.mark.slow
 def test_structured_is_better_than_local_on_a_dependent_posterior():
     """Structured contains Local, and on the centred posterior its ELBO is higher by more than the noise."""
     model, x = schools(centered=True)
