@@ -1,4 +1,4 @@
-"""How tight is each guide's bound, where the truth is known?"""
+"""How tight the bound of each guide is, on a model whose evidence is known."""
 
 from pyro.infer.autoguide import AutoNormal
 

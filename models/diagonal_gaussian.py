@@ -16,14 +16,8 @@ __all__ = ["DiagonalGaussianModel"]
 class DiagonalGaussianModel(Model):
     r"""A latent h in R^d, observed with Gaussian noise.
 
-        h ~ Normal(prior_loc, prior_scale)        in each of the d coordinates
-        x ~ Normal(h, noise_scale)
-
-    Args:
-        dim: d.
-        prior_loc: mean of h, a number or shape (d,).
-        prior_scale: standard deviation of h, a number or shape (d,).
-        noise_scale: standard deviation of x given h, a number or shape (d,).
+    h ~ Normal(prior_loc, prior_scale)        in each of the d coordinates
+    x ~ Normal(h, noise_scale)
     """
 
     prior_loc: Tensor

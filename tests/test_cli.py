@@ -77,7 +77,7 @@ def test_compare_on_data(tmp_path, model):
         (["--model", "LinearRegression", "--batch-size", "1000"], "batch_size must be between 1 and the 40 rows"),
         (["--model", "LinearRegression", "--lr", "-1"], "lr must be positive"),
         (["--model", "[/a]"], "[/a]"),
-        (["--model", "ProbabilisticPCA(factors=99)", "--data", "diabetes"], "99 factors cannot be had"),
+        (["--model", "ProbabilisticPCA(factors=99)", "--data", "diabetes"], "99 factors cannot be fitted"),
     ],
 )
 def test_bad_input(tmp_path, arguments, message):

@@ -107,6 +107,7 @@ def test_minibatch_fits_run(name):
     assert reached.value > start.value + 5 * (start.se + reached.se)
 
 
+@pytest.mark.slow
 def test_structured_is_better_than_local_on_a_dependent_posterior():
     """Structured contains Local, and on the centred posterior its ELBO is higher by more than the noise."""
     model, x = schools(centered=True)

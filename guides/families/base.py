@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from math import expm1, log
 from typing import ClassVar, Self
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-__all__ = ["Family"]
+__all__ = ["Family", "PlainFamily"]
 
 
 class Family(nn.Module, ABC):
@@ -65,6 +66,20 @@ class Family(nn.Module, ABC):
     def blocks(self) -> list[list[int]] | None:
         """The blocks of coordinates that a Gaussian family can correlate; None if blocks do not describe the family."""
         return None
+
+
+class PlainFamily(Family):
+    """A family whose λ is one number for each coordinate, zero at the start of a fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def size(self) -> int:
+        return self.dim
+
+    def start(self) -> Tensor:
+        return torch.zeros(self.dim)
 
 
 def inverse_softplus(value: float) -> float:

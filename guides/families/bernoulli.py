@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
-from .base import Family
+from .base import PlainFamily
 
 __all__ = ["Bernoulli"]
 
 
-class Bernoulli(Family):
+class Bernoulli(PlainFamily):
     """Independent zeros and ones: λ = logits. For models with binary latents, such as `models.BinaryVAE`.
 
     Its draws have no reparameterised gradient: fit it with `inference.objectives.ScoreFunction`, or with
@@ -21,16 +20,6 @@ class Bernoulli(Family):
     """
 
     discrete: ClassVar[bool] = True
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    @property
-    def size(self) -> int:
-        return self.dim
-
-    def start(self) -> Tensor:
-        return torch.zeros(self.dim)
 
     def forward(self, lam: Tensor) -> dist.Independent:
         return dist.Bernoulli(logits=lam).to_event(1)

@@ -42,7 +42,7 @@ class Defensive(PyroModule):
     def __init__(self, guide: Global, *, share: float = 0.25) -> None:
         super().__init__(name=type(self).__name__)
         if not isinstance(guide, Global):
-            raise TypeError(f"Defensive: guide must be a Global guide, with one q over all latents, but is {guide!r}.")
+            raise TypeError(f"Defensive takes a Global guide, with one q over all latents, but got {guide!r}.")
         if not 0 < share < 1:
             raise ValueError(f"Defensive: share must lie between 0 and 1, but is {share}.")
         if not getattr(guide.model, "proper", True):
@@ -71,7 +71,8 @@ class _Mixture(TorchDistribution):
     has_rsample = False
 
     def __init__(self, guide: Global, q: TorchDistribution, args: tuple[Any, ...], share: float) -> None:
-        self.guide, self.component, self.args, self.share = guide, q, args, share
+        assert guide.latents is not None
+        self.guide, self.component, self.args, self.share, self.latents = guide, q, args, share, guide.latents
         super().__init__(q.batch_shape, q.event_shape, validate_args=False)
 
     @property
@@ -88,18 +89,14 @@ class _Mixture(TorchDistribution):
             return torch.where(torch.rand(own.shape[:-1]).to(own).unsqueeze(-1) < self.share, prior, own)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        latents = self.guide.latents
-        assert latents is not None
         flat = value.reshape(-1, value.shape[-1])
-        prior = latents.log_factors(self.guide.model, flat, self.args)[0].reshape(value.shape[:-1])
+        prior = self.latents.log_factors(self.guide.model, flat, self.args)[0].reshape(value.shape[:-1])
         return torch.logaddexp(self.component.log_prob(value) + log1p(-self.share), prior + log(self.share))
 
     def _from_prior(self, draws: int) -> Tensor:
         """Packed draws from the prior, shape (draws, dim)."""
-        latents = self.guide.latents
-        assert latents is not None
         # The caller may be drawing under a plate of its own, so this one is one dimension further left.
-        with poutine.block(), pyro.plate("_defensive", draws, dim=-2 - latents.depth):
+        with poutine.block(), pyro.plate("_defensive", draws, dim=-2 - self.latents.depth):
             nodes = poutine.trace(self.guide.model).get_trace(*self.args).nodes
-        values = {s.name: nodes[s.name]["value"].reshape(draws, *s.batch_shape, *s.event_shape) for s in latents.sites}
-        return latents.pack(values)
+        values = {s.name: nodes[s.name]["value"].reshape(draws, *s.batch_shape, *s.event_shape) for s in self.latents.sites}
+        return self.latents.pack(values)

@@ -54,12 +54,12 @@ class SemiAmortized(Amortized):
     ) -> None:
         super().__init__(model, family, encoder, plate=plate)
         if steps < 1:
-            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: use Amortized for no steps.")
+            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: without steps, use Amortized.")
         if not lr > 0 or draws < 1:
             raise ValueError(f"SemiAmortized: lr and draws must be positive, but are {lr} and {draws}.")
         if family.discrete:
             raise ValueError(
-                f"SemiAmortized: the draws of {type(family).__name__} have no reparameterised gradient: use Amortized."
+                f"SemiAmortized: {type(family).__name__} has no gradient with respect to its draws: use Amortized."
             )
         self.steps = steps
         self.lr = lr

@@ -8,7 +8,7 @@ from .gaussian_process import GPRegression
 from .hierarchical import EightSchoolsCentered, EightSchoolsNoncentered, RadonHierarchical
 from .loader import Entry, Exact, Reference, entries, load
 from .port import Port
-from .problem import Problem, problem
+from .problem import PortedPosterior, problem
 from .regressions import BLR, NES, KidScore, LogMesquite
 from .series import AutoRegression, Garch
 
@@ -26,7 +26,7 @@ __all__ = [
     "LogMesquite",
     "LowDimGaussMix",
     "Port",
-    "Problem",
+    "PortedPosterior",
     "RadonHierarchical",
     "Reference",
     "entries",

@@ -11,10 +11,10 @@ from torch import Tensor
 from .loader import Entry, load
 from .port import Port
 
-__all__ = ["Problem", "ports", "problem"]
+__all__ = ["PortedPosterior", "ports", "problem"]
 
 
-class Problem(NamedTuple):
+class PortedPosterior(NamedTuple):
     """A port, its data x, and the entry with the reference draws."""
 
     model: Port
@@ -29,7 +29,7 @@ def ports() -> dict[str, type[Port]]:
     return {p.entry: p for p in exported if isinstance(p, type) and issubclass(p, Port) and p is not Port}
 
 
-def problem(path: str | Path, name: str) -> Problem:
+def problem(path: str | Path, name: str) -> PortedPosterior:
     """Loads a posterior and builds its port.
 
     Raises:
@@ -40,4 +40,4 @@ def problem(path: str | Path, name: str) -> Problem:
         raise ValueError(f"{name} has no Pyro port: choose one of {', '.join(sorted(ports()))}.")
     model, x = ports()[name].from_posteriordb(entry.data)
     model.check_data(x)
-    return Problem(model, x, entry)
+    return PortedPosterior(model, x, entry)
