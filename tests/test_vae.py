@@ -18,8 +18,6 @@ from inference.objectives import AnalyticELBO, ScoreFunction
 from models import VAE, BinaryVAE, LinearVAE, LocalGaussian, ProbabilisticPCA, datasets, decoders, images, observations
 from models.states import States, all_states
 
-pytestmark = pytest.mark.slow
-
 EXACT = {"atol": 1e-10, "rtol": 0.0}
 OBSERVATIONS = [
     o for o in (getattr(observations, name) for name in observations.__all__) if not inspect.isabstract(o)
@@ -82,6 +80,7 @@ class TestBinaryVAE:
         posterior = model.posterior(x)
         torch.testing.assert_close(analytic_elbo(model, posterior, x), model.log_evidence(x), **EXACT)
 
+    @pytest.mark.slow
     def test_enumeration_score_function_and_iwae_agree(self):
         """The same pair fitted by both objectives ends at the same ELBO, and IWAE finds the enumerated evidence."""
         reached = {}
@@ -98,6 +97,7 @@ class TestBinaryVAE:
         exact, score = reached.values()
         assert abs(exact - score) < 0.01 * len(x)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("draws", [2, 8])
     def test_score_function_is_unbiased_and_its_baseline_helps(self, draws):
         """Mean gradient over repeats against the enumerated gradient; without the baseline its variance is larger."""
@@ -188,6 +188,7 @@ class TestObservation:
         x = made(made.offset(mean)).sample((20_000,))
         assert ((x.mean(0) - mean).abs() < 5 * x.std(0) / 20_000**0.5 + 0.02).all()
 
+    @pytest.mark.slow
     def test_a_vae_learns_with_it(self, observation):
         made = observation(17) if observation is observations.DiscretisedLogistic else observation()
         x = datasets.digits(binarised=observation is observations.Bernoulli).x[:200].reshape(-1, 8, 8)
@@ -261,6 +262,7 @@ def test_elbo_of_a_vae_has_the_closed_form_kl():
 
 
 class TestImages:
+    @pytest.mark.slow
     def test_dynamic_binarisation_is_new_in_each_step(self):
         grey = datasets.digits().x[:50]
         seen = []
