@@ -11,7 +11,7 @@ from problems import demo
 from test_cli import run
 
 from guides import FullRank, Global, MeanField
-from inference import compare, fit, objectives, optimisers, stopping
+from inference import compare, fit, objectives, optimisers, starting, stopping
 from inference.cli import names
 from inference.cli.output import save_comparison
 from inference.engine import Eager
@@ -96,9 +96,10 @@ class TestNames:
         assert solvers <= set(names.OPTIMISERS)
         assert {"Adam", "SGD"} <= set(names.OPTIMISERS)
         assert not {"Optimizer", "LBFGS"} & set(names.OPTIMISERS), "what fit would refuse"
-        assert {"Converged", "Plateau", "MaxSteps", "MaxSeconds"} == set(names.RULES)
-        assert set(names.RULES) < set(stopping.__all__)
-        assert set(names.STARTS) == {"FromInit", "FromPathfinder", "FromPrior"}, "those that need no draws or guide"
+        rules = {n for n in stopping.__all__ if issubclass(getattr(stopping, n), stopping.Rule)}
+        assert set(names.RULES) == rules - {"Rule", "When"}, "a function cannot be typed"
+        starts = {n for n in starting.__all__ if issubclass(getattr(starting, n), starting.Start)}
+        assert set(names.STARTS) == starts - {"Start", "FromDraws", "FromGuide"}, "draws and guides cannot be typed"
 
     def test_parse(self):
         assert names.parse_objectives("TraceELBO, StickingTheLanding(8)") == {

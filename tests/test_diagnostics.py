@@ -29,8 +29,10 @@ from inference.diagnostics import (
     psis,
     scalars,
 )
+from inference.evidence.psis import psis
 from inference.programs.isolation import isolated
 from inference.programs.log_joint import LogJoint
+from inference.programs.quantities import scalars
 from models import (
     EightSchools,
     Funnel,
@@ -45,8 +47,6 @@ from models import (
 )
 from models.posteriordb import KidScore, problem
 from models.posteriordb.problem import ports
-
-pytestmark = pytest.mark.slow
 
 DATA = Path(os.environ.get("TAUT_DATA", "")) / "posteriordb"
 needs_data = pytest.mark.skipif(not DATA.is_dir() or "TAUT_DATA" not in os.environ, reason="TAUT_DATA names no data folder")
@@ -84,6 +84,7 @@ def full_rank(model, x, mean, lower):
 
 
 class TestImportance:
+    @pytest.mark.slow
     def test_khat_per_datum_does_not_grow_with_the_data_and_the_joint_one_does(self):
         rows = (1, 10, 50, 200)
         weighted = [importance(*local_guide(n, 0.75), draws=4000, seed=3) for n in rows]
@@ -180,6 +181,7 @@ class TestCalibration:
         deviation, band = result.ecdf_band(level=0.9999)
         assert (deviation.abs() <= band + 1e-9).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model_class", [LocalGaussian, GaussianMean])
     def test_sds_shrunk_by_a_fifth_fail(self, model_class):
         model, x = demo(model_class)
@@ -267,6 +269,7 @@ def line():
 
 
 class TestCalibrationOfManyLatents:
+    @pytest.mark.slow
     def test_exact_draws_of_two_latents_pass_and_narrow_ones_fail(self, line):
         exact = calibration(line, line.draws, rows=12)
         assert exact.names == ("a", "b")
@@ -274,6 +277,7 @@ class TestCalibrationOfManyLatents:
         narrow = calibration(line, lambda x: line.draws(x, 0.8), rows=12)
         assert (narrow.p_values < 0.001).all()
 
+    @pytest.mark.slow
     def test_a_guide_fitted_to_each_data_set(self, line):
         """Few simulations, as each takes a fit: what matters is that draws of a guide are ranked."""
         found = calibration(
@@ -301,6 +305,7 @@ class TestCalibrationOfManyLatents:
         assert values["theta"].shape == (1, 3, 8)
         assert (values["tau"] > 0).all()
 
+    @pytest.mark.slow
     def test_one_batched_fit_to_a_thousand_data_sets(self, line):
         sets = DataSets(line, 12)
         start, ascent = Local(sets, FullRank()), Ascent(steps=400, lr=0.1)
@@ -320,6 +325,7 @@ class TestCalibrationOfManyLatents:
         assert result.p_value > 0.001
         assert calibration(sets, lambda x: fitted(x, 0.8)).p_value < 0.001
 
+    @pytest.mark.slow
     def test_a_guide_amortized_over_data_sets(self, line):
         """The posterior's mean is linear in the data and its covariance constant, so a linear encoder can be exact."""
         sets = DataSets(line, 12)
@@ -331,6 +337,7 @@ class TestCalibrationOfManyLatents:
         after = calibration(sets, lambda x: guide)
         assert before.p_value < 0.001 < after.p_value
 
+    @pytest.mark.slow
     def test_a_local_model_with_two_latents(self):
         model = Pair()
         guide = Amortized(model, FullRank(), Linear())
@@ -366,12 +373,14 @@ class TestSteinDiscrepancy:
 
 
 class TestTwoSamples:
+    @pytest.mark.slow
     def test_c2st_is_a_half_for_the_same_and_one_for_disjoint(self):
         a, b = torch.randn(600, 2), torch.randn(600, 2)
         assert abs(c2st(a, b) - 0.5) < 5 * 0.5 / 1200**0.5
         assert c2st(a, b + 6) > 0.99
         assert 0.6 < c2st(a, b + 1) < 0.9
 
+    @pytest.mark.slow
     def test_mmd(self):
         a, b = torch.randn(300, 2), torch.randn(300, 2)
         assert mmd(a, b).p_value > 0.001
@@ -381,6 +390,7 @@ class TestTwoSamples:
 
 
 class TestPredictive:
+    @pytest.mark.slow
     def test_coverage_is_the_level_for_a_good_guide_and_not_for_a_wrong_one(self):
         model, _ = demo(LocalGaussian)
         x = model.simulate(2000, seed=3)[1]
@@ -462,6 +472,7 @@ class TestMoments:
         assert isinstance(free.posterior(x), Independent)
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", sorted(n for n, p in ports().items() if not issubclass(p, HierarchicalModel)))
 def test_evidence_of_posteriordb_by_importance_sampling(name):

@@ -10,8 +10,6 @@ from guides import MLP, Amortized, Bernoulli, Flow, FullRank, Global, Linear, Lo
 from inference import Ascent, analytic_elbo, best_elbo, elbo, fit, fit_unseen, gaps
 from models import VAE, BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian, ProbabilisticPCA, datasets, decoders
 
-pytestmark = pytest.mark.slow
-
 QUICK = Ascent(steps=600, lr=0.05, window=50, patience=3)
 FAST = {"ascent": QUICK, "draws": 400, "evidence_draws": 500}
 
@@ -59,6 +57,7 @@ class TestAgainstClosedForms:
         assert not found.amortization.value.any()
         assert not found.failed
 
+    @pytest.mark.slow
     def test_a_poor_encoder_costs_amortization(self):
         """An encoder that cannot see x: its best λ is the same for all, and what that costs is the amortization gap."""
         model, x = demo(ProbabilisticPCA)
@@ -74,6 +73,7 @@ class TestAgainstClosedForms:
         )
         assert abs(found.approximation.mean) < 1e-3
 
+    @pytest.mark.slow
     def test_training_the_encoder_further_moves_the_loss_to_the_optimiser(self):
         """A linear encoder is rich enough here, so all its gap is the optimiser's, once that is let run."""
         model, x = demo(ProbabilisticPCA)
@@ -96,6 +96,7 @@ class TestAgainstClosedForms:
         assert difference > 3 * (gaussian.approximation.mean_se**2 + flow.approximation.mean_se**2) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_failed_inner_optimisation_is_reported_not_clipped():
     model, x = demo(LocalGaussian)
     guide = Local(model, MeanField())
@@ -204,6 +205,7 @@ class TestSemiAmortized:
         values = [elbo(model, guide, x, draws=500) for guide in (plain, refined)]
         assert values[1].value - values[0].value > 5 * (values[0].se ** 2 + values[1].se ** 2) ** 0.5
 
+    @pytest.mark.slow
     def test_a_good_encoder_is_overfitted_by_few_draws_and_not_by_the_default(self):
         x = datasets.digits(binarised=True).x.double()[:300]
         model, _ = VAE.from_dataset(datasets.Dataset("digits", x))

@@ -1,4 +1,4 @@
-"""The contract of every family and source."""
+"""The contract of every family, source and encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.poutine.util import prune_subsample_sites
 from torch.distributions import biject_to
 
+import guides
 from guides import MLP, Amortized, Blocks, Delta, FullRank, Global, Linear, Local, LowRank, MeanField
+from inference import analytic_elbo, best_elbo, fit
+from inference.engine import Eager
 from models import LocalGaussian, LocalModel
 from models.gaussian import mean_and_covariance
 
@@ -199,6 +202,57 @@ def test_encoder_of_the_wrong_size():
     model, x = LocalGaussian.demo()
     with pytest.raises(ValueError, match=r"\(1, 3\), but \(1, 4\) is needed"):
         Amortized(model, MeanField(), torch.nn.Linear(2, 3)).setup(x)
+
+
+ENCODERS = [getattr(guides.encoders, name) for name in guides.encoders.__all__]
+SHAPES = [(), (6,), (2, 3), (8, 8), (3, 8, 4)]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+class TestEncoder:
+    def nets(self, encoder, size=6):
+        """A net for each shape of x_i that this encoder takes."""
+        found = {}
+        for shape in SHAPES:
+            try:
+                found[shape] = encoder()(shape, size)
+            except ValueError as refusal:
+                assert encoder.__name__ in str(refusal)  # noqa: PT017
+        assert found
+        return found.items()
+
+    @pytest.mark.parametrize("lead", [(5,), (2, 5)])
+    def test_each_row_has_a_lambda_of_its_own(self, encoder, lead):
+        for shape, net in self.nets(encoder):
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+                x = torch.randn(*lead, *shape)
+                lam = net(x)
+                assert lam.shape == (*lead, 6)
+                torch.testing.assert_close(net(x[:1]), lam[:1])
+                assert not torch.allclose(lam[0], lam[1])
+
+    def test_gradient_reaches_every_parameter(self, encoder):
+        for shape, net in self.nets(encoder):
+            parameters = list(net.parameters())
+            gradients = torch.autograd.grad(
+                net(torch.randn(5, *shape)).square().sum() + net(torch.randn(5, *shape)).sum(), parameters
+            )
+            assert all(gradient.any() for gradient in gradients)
+
+    def test_a_fit_through_it_comes_near_to_the_best(self, encoder):
+        """To a fifth of the gap that the start has."""
+        model, x = demo(LocalGaussian)
+        try:
+            guide = Amortized(model, MeanField(), encoder())
+            guide.setup(x)
+        except ValueError:
+            pytest.skip("takes no vectors of two numbers")
+        start = analytic_elbo(model, guide.q(x), x).sum()
+        fit(model, guide, x, steps=150, lr=0.05, engine=Eager)
+        best = best_elbo(model, guide.family, x).sum()
+        assert best - analytic_elbo(model, guide.q(x), x).sum() < 0.2 * (best - start)
 
 
 @pytest.mark.parametrize("encoder", [Linear(), MLP((5, 4)), MLP((), activation=torch.nn.ReLU)])

@@ -18,8 +18,6 @@ from models import EightSchools
 from models.posteriordb import Garch, LowDimGaussMix, entries, load, problem
 from models.posteriordb.problem import ports
 
-pytestmark = pytest.mark.slow
-
 DATA = Path(os.environ.get("TAUT_DATA", "")) / "posteriordb"
 needs_data = pytest.mark.skipif(not DATA.is_dir() or "TAUT_DATA" not in os.environ, reason="TAUT_DATA names no data folder")
 NAME = "eight_schools-eight_schools_centered"
@@ -138,6 +136,7 @@ def test_a_site_missing_from_the_draws_is_named():
         stein_check(model, x, {"theta": torch.rand(5)})
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", sorted(ports()))
 def test_port_at_the_reference_draws(name):
@@ -159,6 +158,7 @@ def test_port_at_the_reference_draws(name):
     assert stein_check(wrong, x, draws, chains=chains).largest > 10
 
 
+@pytest.mark.slow
 @needs_data
 def test_known_traps_fail_the_check():
     """Mistakes that are easy to make in a port: other priors of eight schools, a variance read as a standard deviation."""
@@ -172,6 +172,7 @@ def test_known_traps_fail_the_check():
     assert stein_check(model, x, draws, chains=10).largest > 4
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", sorted(ports()))
 def test_draws_agree_with_exact_moments(name):

@@ -14,8 +14,6 @@ from inference.nuts import Chains, numpyro_nuts, nutpie_nuts, pyro_nuts
 from inference.programs.log_joint import LogJoint
 from models import EightSchools, GaussianMean, LinearRegression, NormalGamma, Ring
 
-pytestmark = pytest.mark.slow
-
 module = import_module("inference.nuts.long_run")
 needs_numpyro = pytest.mark.skipif(find_spec("numpyro") is None, reason="NumPyro is not installed: pip install .[bench]")
 needs_nutpie = pytest.mark.skipif(find_spec("nutpie") is None, reason="nutpie is not installed: pip install .[bench]")
@@ -27,6 +25,7 @@ SAMPLERS = [
 SHORT = {"chains": 2, "draws": 600, "warmup": 200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("model_class", [LinearRegression, NormalGamma])
 def test_agrees_with_exact_posteriors(model_class, sampler):
@@ -46,6 +45,7 @@ def test_agrees_with_exact_posteriors(model_class, sampler):
     assert ("nutpie" in run.about["versions"]) == (sampler is nutpie_nuts)
 
 
+@pytest.mark.slow
 @needs_numpyro
 def test_numpyro_is_taken_where_it_is_installed():
     model, x = demo(GaussianMean)
@@ -96,6 +96,7 @@ def test_the_cache_is_used_made_anew_if_torn_and_keyed_by_all_that_matters(tmp_p
             change()
 
 
+@pytest.mark.slow
 def test_chains_that_disagree_are_no_reference():
     model, x = demo(Ring)
     with pytest.raises(NotConvergedError, match=r"h\[[12]\] has R̂ ="):

@@ -9,6 +9,7 @@ import pickle
 import time
 from functools import cache
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pyro
@@ -105,18 +106,60 @@ class Bursts(Noisy):
         super().advance()
 
 
+def never(run):
+    return None
+
+
+def made(rule):
+    """An instance: an option that has no default gets a value by its type."""
+    values = {int: 30, float: 1.0}
+    hints = get_type_hints(rule)
+    required = [f.name for f in dataclasses.fields(rule) if f.default is dataclasses.MISSING]
+    return rule(**{name: values.get(hints[name], never) for name in required})
+
+
 @pytest.mark.parametrize("rule", CONCRETE)
-def test_a_rule_is_a_frozen_object_that_checks_its_options(rule):
-    required = {"steps": 3, "seconds": 1.0, "function": lambda run: None, "tolerance": 0.1}
-    fields = {f.name: required[f.name] for f in dataclasses.fields(rule) if f.default is dataclasses.MISSING}
-    made = rule(**fields)
-    assert made == rule(**fields)
-    numbers = [f.name for f in dataclasses.fields(rule) if f.name != "function"]
-    for name in numbers:
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(made, name, 1)
+class TestRule:
+    def test_is_a_frozen_object_that_checks_its_counts(self, rule):
+        one = made(rule)
+        assert one == dataclasses.replace(one)
+        for field in dataclasses.fields(rule):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(one, field.name, 1)
+            if get_type_hints(rule)[field.name] is int:
+                with pytest.raises(ValueError, match=f"{field.name} must be"):
+                    dataclasses.replace(one, **{field.name: 0})
+
+    def test_looks_again_later_or_says_why_it_ends(self, rule):
+        run = Noisy(START, np.eye(3), noise=0.1, rate=0.1)
+        watch = made(rule).begin(run)
+        while run.steps < 2000:
+            assert watch.due > run.steps
+            while run.steps < watch.due:
+                run.advance()
+                run.seconds += 0.01
+            if (stop := watch.look(run)) is not None:
+                assert stop.rule == made(rule)
+                assert stop.reason
+                break
+        else:
+            assert rule is not MaxSteps, "this one ends every fit"
+
+    def test_ends_a_fit_with_others(self, rule):
+        """The rule that is met first ends the fit, and is the one that is named."""
+        model, x = demo(GaussianMean)
+        done = fit(model, Global(model, MeanField()), x, stop=[made(rule), MaxSteps(50)], lr=0.02, engine=Eager)
+        assert done.stop.rule == (MaxSteps(50) if done.steps == 50 else made(rule))
+        assert rule is not MaxSteps or done.steps == 30
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"), [(Converged, "tolerance"), (Plateau, "tolerance"), (Plateau, "alarm"), (MaxSeconds, "seconds")]
+)
+def test_a_number_that_must_be_positive_is(rule, name):
+    for value in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=f"{rule.__name__}: {name} must be"):
-            rule(**{**fields, name: 0})
+            dataclasses.replace(made(rule), **{name: value})
 
 
 def several(calls, model, guide, batch, leaves):

@@ -16,11 +16,10 @@ from inference.cli import app
 from inference.diagnostics import by_name, moment_errors, scalars
 from inference.diagnostics.modes import missed_modes
 from inference.objectives import TraceELBO
+from inference.programs.quantities import scalars
 from inference.stopping import Stop
 from models import EightSchools, Funnel, GaussianMean, LinearRegression, LinearVAE, LocalGaussian, Ring
 from models.posteriordb import KidScore
-
-pytestmark = pytest.mark.slow
 
 
 def fitted(model, guide, x):
@@ -59,6 +58,7 @@ def test_exact_q_is_used_for_everything():
     assert all(not f.next_step for f in verdict.findings)
 
 
+@pytest.mark.slow
 def test_a_somewhat_wide_or_shifted_q_is_corrected():
     model, x = demo(GaussianMean)
     exact = model.posterior(x)
@@ -73,12 +73,14 @@ def test_a_somewhat_wide_or_shifted_q_is_corrected():
     assert shifted["sds"] is Decision.USE
 
 
+@pytest.mark.slow
 def test_mean_field_on_the_centred_funnel_is_refused():
     model, x = demo(Funnel)
     verdict = trust(fit(model, Global(model, MeanField()), x, steps=500, lr=0.05), x)
     assert decisions(verdict) == [Decision.REFUSE] * 4
 
 
+@pytest.mark.slow
 def test_equal_weights_of_half_the_posterior_do_not_deceive_moves():
     """Where q draws it is the posterior up to a factor, so that no weight can tell; but it draws on one side alone."""
 
@@ -100,6 +102,7 @@ def test_equal_weights_of_half_the_posterior_do_not_deceive_moves():
     assert "moves along the posterior change the weighted mean of h by +" in verdict.findings[0].evidence
 
 
+@pytest.mark.slow
 def test_a_good_q_with_thin_tails_is_judged_with_a_share_of_the_prior():
     """Eight schools, not centred: a Gaussian has not the tails of log tau, but its moments are right, which can be known."""
     model, x = demo(EightSchools)
@@ -124,6 +127,7 @@ def _flat(moments):
     return dict(zip(names.names, names.draws[0].tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_mean_field_on_a_strongly_correlated_regression_is_refused_for_sds():
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(40, 1, generator=generator, dtype=torch.float64)
@@ -154,6 +158,7 @@ def test_a_missed_mode_is_found_where_weights_see_nothing():
     assert not missed_modes(one, x, {"h": one.target().sample((500,))}, float(one.log_evidence(x)))
 
 
+@pytest.mark.slow
 def test_local_guides_are_judged_per_datum():
     """With 200 data the joint k̂ of a good q is hopeless; the verdict does not hang on it."""
     model = LocalGaussian(1).double()
@@ -167,12 +172,14 @@ def test_local_guides_are_judged_per_datum():
     assert verdict["means"] is Decision.USE
 
 
+@pytest.mark.slow
 def test_a_model_that_was_learned_with_its_guide_can_be_judged():
     model, x = demo(LinearVAE)
     guide = Local(model, FullRank())
     assert trust(fit(model, guide, x, steps=300, lr=0.05), x)["means"] is not Decision.REFUSE
 
 
+@pytest.mark.slow
 def test_improper_priors_have_no_evidence():
     model, x = KidScore.demo()
     verdict = trust(fit(model, Global(model, FullRank()), x, steps=700, lr=0.05), x)
@@ -181,6 +188,7 @@ def test_improper_priors_have_no_evidence():
     assert verdict["means"] is not Decision.REFUSE
 
 
+@pytest.mark.slow
 def test_wording_is_about_q():
     model, x = demo(Funnel)
     verdict = trust(fit(model, Global(model, MeanField()), x, steps=50), x)
@@ -197,6 +205,7 @@ def test_bad_input():
         trust(fit(model, Global(model, Delta()), x, steps=2, lr=1e-3), x)
 
 
+@pytest.mark.slow
 def test_command():
     result = CliRunner().invoke(
         app, ["trust", "--model", "Funnel", "--guide", "Global(MeanField)", "--steps", "300", "--lr", "0.05"]
