@@ -39,12 +39,8 @@ def compare_guides(
     model: Annotated[str | None, typer.Option(help="Model to fit; by default three built-in problems.")] = None,
     data: options.Data = None,
     guides: options.Guides = None,
-    objectives: Annotated[
-        str | None, typer.Option(help="Objectives to compare as well, such as `TraceELBO, StickingTheLanding(8)`.")
-    ] = None,
-    optimisers: Annotated[
-        str | None, typer.Option(help="Optimisers to compare as well, such as `Adam, SGD(momentum=0.9), FixedDraws`.")
-    ] = None,
+    objectives: options.Objectives = None,
+    optimisers: options.Optimisers = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fits of each guide, with seeds 0, 1, ….")] = 2,
     steps: options.Steps = None,
     lr: options.LearningRate = None,
@@ -76,6 +72,7 @@ def compare_guides(
     chosen = options.fit_options(
         steps=steps, lr=lr, stop=stop, start=start, restarts=restarts, default_steps=1500, default_lr=0.03
     )
+    chosen |= {"batch_size": batch_size, "seeds": seeds, "draws": draws, "jobs": jobs}
     if objectives is not None:
         chosen["objectives"] = names.parse_objectives(objectives)
     if optimisers is not None:
@@ -85,17 +82,7 @@ def compare_guides(
         check_folder(folder, overwrite=overwrite)
     for (title, instance, x), folder in zip(problems, folders, strict=True):
         default = LOCAL_GUIDES if isinstance(instance, LocalModel) else GLOBAL_GUIDES
-        found = compare(
-            instance,
-            factories or names.parse_guides(default),
-            x,
-            batch_size=batch_size,
-            seeds=seeds,
-            draws=draws,
-            jobs=jobs,
-            progress=console.is_terminal,
-            **chosen,
-        )
+        found = compare(instance, factories or names.parse_guides(default), x, progress=console.is_terminal, **chosen)
         console.print(_table(title, found), "")
         stored = max(10, min(500, MAX_STORED_NUMBERS // x.numel()))
         save_comparison(found, x, folder, draws=stored, overwrite=overwrite)

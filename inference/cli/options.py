@@ -22,7 +22,9 @@ __all__ = [
     "LearningRate",
     "Model",
     "Objective",
+    "Objectives",
     "Optimiser",
+    "Optimisers",
     "Out",
     "Overwrite",
     "Restarts",
@@ -50,6 +52,12 @@ Objective = Annotated[
 ]
 Optimiser = Annotated[
     str | None, typer.Option(help="Optimiser, such as `SGD(momentum=0.9)` or `FixedDraws`. By default Adam.")
+]
+Objectives = Annotated[
+    str | None, typer.Option(help="Objectives to compare as well, such as `TraceELBO, StickingTheLanding(8)`.")
+]
+Optimisers = Annotated[
+    str | None, typer.Option(help="Optimisers to compare as well, such as `Adam, SGD(momentum=0.9), FixedDraws`.")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in each fit; with --stop, at most this many.")]
 LearningRate = Annotated[
