@@ -6,7 +6,7 @@ from guides import Amortized, FullRank, Linear, Local, MeanField
 from inference import analytic_elbo, compare, elbo, fit
 from models import FactorAnalysis
 
-model, x = FactorAnalysis.demo()  # h_i ~ N(0, I), x_i ~ N(loading h_i + mean, noise_scale), and 60 rows of it
+model, x = FactorAnalysis.demo()  # h_i ~ N(0, I), x_i ~ N(loading h_i + mean, noise_scale); x has 60 rows
 
 guide = Local(model, MeanField())  # q(h_i) = N(loc_i, diag scale_i²), one λ_i for each x_i
 done = fit(model, guide, x, steps=1000, lr=0.03)

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, and how it says no."""
+"""The command line: its output, its files and its error messages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 from problems import FAMILIES, MODELS, SOURCES
 from typer.testing import CliRunner
 
+import inference.cli.compare
+from inference import compare
 from inference.cli import app
 
 QUICK = ["--steps", "5", "--seeds", "1", "--draws", "10", "--jobs", "1"]
@@ -18,7 +20,7 @@ def run(*arguments, code=0):
     return result.output
 
 
-def test_help_teaches():
+def test_help_explains():
     assert "log p(x) = ELBO + KL" in run("--help")
     text = run("compare", "--help")
     assert "taut compare --model FactorAnalysis" in text
@@ -48,6 +50,18 @@ def test_compare_writes_tables_pictures_and_draws(tmp_path):
     assert all(f"{gap:.3f}" in text for gap in table.gap[1:-1])
 
 
+def test_every_problem_is_measured_with_the_draws_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def counting(*args, draws, **kwargs):
+        asked.append(draws)
+        return compare(*args, draws=draws, **kwargs)
+
+    monkeypatch.setattr(inference.cli.compare, "compare", counting)
+    run("compare", "--guides", "AutoNormal", "--out", tmp_path, *QUICK)
+    assert asked == [10, 10, 10]
+
+
 @pytest.mark.parametrize("model", ["LinearRegression", "ProbabilisticPCA(factors=2)"])
 def test_compare_on_data(tmp_path, model):
     run("compare", "--model", model, "--data", "diabetes", "--guides", "AutoNormal", "--out", tmp_path, *QUICK)
@@ -69,11 +83,11 @@ def test_compare_on_data(tmp_path, model):
         (["--model", "LocalGaussian", "--guides", "Local(LowRank(rnk=2))"], "unexpected keyword argument 'rnk'"),
         (["--model", "LocalGaussian", "--guides", "Local(LowRank(0))"], "rank must be at least 1"),
         (["--model", "LocalGaussian", "--guides", "Local(Mean Field)"], "cannot read"),
-        (["--model", "LocalGaussian", "--guides", "Local(LowRank(open))"], "'open' is no number"),
+        (["--model", "LocalGaussian", "--guides", "Local(LowRank(open))"], "'open' is not a number"),
         (["--model", "LocalGaussian", "--guides", "Local('x')"], "write Name, or Name(options)"),
         (["--model", "ProbabilisticPCA(factors=2)"], "give --data too"),
-        (["--model", "ProbabilisticPCA(factors=99)", "--data", "diabetes(3)"], "diabetes(3): options are given by name"),
-        (["--data", "digits"], "--data is given without --model"),
+        (["--model", "ProbabilisticPCA(factors=99)", "--data", "diabetes(3)"], "diabetes(3): give options by name"),
+        (["--data", "digits"], "--data needs --model"),
         (["--model", "LinearRegression", "--batch-size", "1000"], "batch_size must be between 1 and the 40 rows"),
         (["--model", "LinearRegression", "--lr", "-1"], "lr must be positive"),
         (["--model", "[/a]"], "[/a]"),

@@ -1,4 +1,4 @@
-"""taut fit, taut evidence and taut gaps: what they print, what they write, and how they say no."""
+"""taut fit, taut evidence and taut gaps: their output, their files and their error messages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_gaps_has_a_row_for_each_guide(tmp_path):
     ("arguments", "message"),
     [
         (["fit", "--model", "VEA"], "did you mean VAE?"),
-        (["fit", "--guide", "Local(MeanField), AutoNormal"], "one guide is expected"),
+        (["fit", "--guide", "Local(MeanField), AutoNormal"], "--guide takes one value"),
         (["gaps", "--guides", "AutoNormal", "--steps", "2"], "gaps needs a guide of this suite"),
         (["fit", "--guide", "SemiAmortized(MeanField, MLP, steps=0)"], "without steps, use Amortized"),
         (["evidence", "--model", "VAE", "--data", "mnist(path='nowhere')"], "nowhere is not there"),

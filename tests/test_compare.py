@@ -125,7 +125,7 @@ class TestFiles:
             save_comparison(result, x, tmp_path, draws=5)
         assert (tmp_path / "table.csv").read_text() == "precious"
         (tmp_path / "thesis.txt").write_text("precious")
-        with pytest.raises(FileExistsError, match=r"holds 'thesis.txt', which is no result"):
+        with pytest.raises(FileExistsError, match=r"holds 'thesis.txt', which is not a result"):
             save_comparison(result, x, tmp_path, draws=5, overwrite=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "thesis.txt"]
 

@@ -1,6 +1,6 @@
-"""The command line `taut`: the same names as in Python, typed at a shell."""
+"""The command line `taut`: the names of the Python API, typed at a shell. One module for each command."""
 
-from . import single, trust
+from . import compare, evidence, fit, gaps, trust
 from .main import app
 
-__all__ = ["app", "single", "trust"]
+__all__ = ["app", "compare", "evidence", "fit", "gaps", "trust"]

@@ -1,4 +1,4 @@
-"""What a name typed at the command line means: the exports of models, guides and Pyro's autoguides."""
+"""Names typed at the command line, resolved to exports of models, guides, inference, Pyro and torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from models.datasets import Dataset
 from .. import objectives, optimisers, starting, stopping
 from ..optimisers import JointStep, Solver
 from ..starting import Start
-from ..stopping import Rule
+from ..stopping import Rule, When
 
 __all__ = [
     "AUTOGUIDES",
@@ -37,7 +37,9 @@ __all__ = [
     "RULES",
     "SOURCES",
     "STARTS",
-    "UnknownNameError",
+    "UsageError",
+    "only",
+    "parse_guide",
     "parse_guides",
     "parse_objectives",
     "parse_optimisers",
@@ -56,13 +58,9 @@ def _concrete(module: Any, base: type) -> dict[str, Any]:
     }
 
 
-def _needs_only_a_model(guide: type) -> bool:
-    parameters = list(inspect.signature(guide).parameters.values())
-    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters[1:])
-
-
 def _required(function: Callable[..., Any]) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 MODELS: dict[str, type[Model]] = _concrete(models, Model)
@@ -72,7 +70,7 @@ ENCODERS: dict[str, Any] = {name: getattr(guides.encoders, name) for name in gui
 AUTOGUIDES: dict[str, type[AutoGuide]] = {
     name: guide
     for name, guide in _concrete(autoguides, AutoGuide).items()
-    if guide not in (AutoGuide, AutoContinuous, AutoGuideList, AutoDiscreteParallel) and _needs_only_a_model(guide)
+    if guide not in (AutoGuide, AutoContinuous, AutoGuideList, AutoDiscreteParallel) and len(_required(guide)) == 1
 }
 DATASETS: dict[str, Callable[..., Dataset]] = {
     name: getattr(module, name)
@@ -80,20 +78,21 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) and get_type_hints(getattr(module, name))["return"] is Dataset
 }
-
-
 OBJECTIVES: dict[str, Any] = {
     name: value for name, value in vars(objectives).items() if name in objectives.__all__ and hasattr(value, "estimates_elbo")
 }
 SOLVERS: dict[str, type[Solver]] = _concrete(optimisers, Solver)
-STEPS = {**_concrete(torch.optim, Optimizer), **_concrete(optimisers, Optimizer)}
-OPTIMISERS: dict[str, Any] = {n: o for n, o in STEPS.items() if o not in (Optimizer, LBFGS, JointStep)} | SOLVERS
-RULES: dict[str, type[Rule]] = {name: rule for name, rule in _concrete(stopping, Rule).items() if name != "When"}
+OPTIMISERS: dict[str, Any] = {
+    name: optimiser
+    for name, optimiser in (_concrete(torch.optim, Optimizer) | _concrete(optimisers, Optimizer)).items()
+    if optimiser not in (Optimizer, LBFGS, JointStep)
+} | SOLVERS
+RULES: dict[str, type[Rule]] = {name: rule for name, rule in _concrete(stopping, Rule).items() if rule is not When}
 STARTS: dict[str, type[Start]] = {name: start for name, start in _concrete(starting, Start).items() if not _required(start)}
 
 
-class UnknownNameError(ValueError):
-    """A name or expression that means nothing here; the message suggests the nearest."""
+class UsageError(ValueError):
+    """An option that cannot be understood. The message says what was expected and, for a name, suggests the nearest."""
 
 
 class Expression(NamedTuple):
@@ -105,8 +104,24 @@ class Expression(NamedTuple):
     kwargs: dict[str, Any]
 
 
+def only(values: dict[str, Any], option: str) -> Any:
+    """The single value of an option that takes one.
+
+    Raises:
+        UsageError: if there are several.
+    """
+    if len(values) != 1:
+        raise UsageError(f"{option} takes one value, but {len(values)} are given: {', '.join(values)}.")
+    return next(iter(values.values()))
+
+
+def parse_guide(text: str) -> Callable[[Any], Any]:
+    """The guide factory of ``Local(MeanField)``, for --guide."""
+    return only(parse_guides(text), "--guide")
+
+
 def parse_guides(text: str) -> dict[str, Callable[[Any], Any]]:
-    """Guide factories from what one would write in Python without the model: ``Local(MeanField), AutoNormal``."""
+    """Guide factories, model -> guide, from ``Local(MeanField), AutoNormal``: Python's notation without the model."""
     factories = {}
     for expression in _expressions(text):
         source = _look_up(expression.name, {**SOURCES, **AUTOGUIDES}, "guide")
@@ -127,7 +142,7 @@ def parse_optimisers(text: str) -> dict[str, Any]:
     for expression in _expressions(text):
         kind = _look_up(expression.name, OPTIMISERS, "optimiser")
         if expression.args:
-            raise UnknownNameError(f"{expression.text}: options are given by name, as in SGD(momentum=0.9).")
+            raise UsageError(f"{expression.text}: give options by name, as in SGD(momentum=0.9).")
         if expression.name in SOLVERS:
             made[expression.text] = _made(expression, kind)
         else:
@@ -137,29 +152,29 @@ def parse_optimisers(text: str) -> dict[str, Any]:
 
 
 def parse_rules(text: str) -> list[Rule]:
-    """Rules that end a fit, from ``Converged(tolerance=0.1), MaxSeconds(60)``."""
+    """Stopping rules from ``Converged(tolerance=0.1), MaxSeconds(60)``."""
     return [_made(e, _look_up(e.name, RULES, "rule")) for e in _expressions(text)]
 
 
 def parse_start(text: str) -> Start:
-    """Where a fit starts, from ``FromPrior``."""
+    """Initial values from ``FromPrior``."""
     (expression,) = _expressions(text, limit=1)
     return _made(expression, _look_up(expression.name, STARTS, "start"))
 
 
 def problem(model: str, data: str | None) -> tuple[str, Model, Tensor]:
-    """The name, model and x of ``ProbabilisticPCA(factors=4)`` on ``digits(binarised=True)``, in float64.
+    """The title, model and x of ``ProbabilisticPCA(factors=4)`` on ``digits(binarised=True)``, in float64.
 
-    Without `data`, the model's own demonstration.
+    Without `data`, x is the model's demonstration data.
     """
     (wanted,) = _expressions(model, limit=1)
     for expression in (wanted, *(_expressions(data, limit=1) if data is not None else ())):
         if expression.args:
-            raise UnknownNameError(f"{expression.text}: options are given by name, as in ProbabilisticPCA(factors=4).")
+            raise UsageError(f"{expression.text}: give options by name, as in ProbabilisticPCA(factors=4).")
     kind = _look_up(wanted.name, MODELS, "model")
     if data is None:
         if wanted.kwargs:
-            raise UnknownNameError(f"{wanted.text}: options are for a model made from data; give --data too.")
+            raise UsageError(f"{wanted.text}: the demonstration takes no options; give --data too, or write {wanted.name}.")
         instance, x = kind.demo()
         return wanted.text, instance.double(), x.double()
     (source,) = _expressions(data, limit=1)
@@ -176,10 +191,10 @@ def _expressions(text: str, *, limit: int | None = None) -> list[Expression]:
     try:
         body = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        raise UnknownNameError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).") from None
+        raise UsageError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).") from None
     nodes = body.elts if isinstance(body, ast.Tuple) else [body]
     if limit is not None and len(nodes) > limit:
-        raise UnknownNameError(f"one name is expected, but {text!r} has {len(nodes)}.")
+        raise UsageError(f"expected one name, but {text!r} has {len(nodes)}.")
     return [_expression(node) for node in nodes]
 
 
@@ -190,11 +205,11 @@ def _expression(node: ast.expr) -> Expression:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         kwargs = {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
         return Expression(text, node.func.id, node.args, kwargs)
-    raise UnknownNameError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).")
+    raise UsageError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).")
 
 
 def _part(node: ast.expr) -> Any:
-    """A family or an encoder, ``LowRank(2)`` or plain ``MeanField``."""
+    """A family or an encoder, such as ``LowRank(2)`` or ``MeanField``."""
     expression = _expression(node)
     kind = _look_up(expression.name, {**FAMILIES, **ENCODERS}, "family or encoder")
     return _made(expression, kind)
@@ -210,7 +225,7 @@ def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise UnknownNameError(f"{ast.unparse(node)!r} is no number, string or tuple.") from None
+        raise UsageError(f"{ast.unparse(node)!r} is not a number, string or tuple.") from None
 
 
 def _look_up(name: str, known: Mapping[str, Any], what: str) -> Any:
@@ -219,7 +234,7 @@ def _look_up(name: str, known: Mapping[str, Any], what: str) -> Any:
     folded = {candidate.lower(): candidate for candidate in known}
     nearest = get_close_matches(name.lower(), folded, n=1, cutoff=0.4)
     hint = f"did you mean {folded[nearest[0]]}?" if nearest else f"there are {', '.join(known)}."
-    raise UnknownNameError(f"there is no {what} {name!r}; {hint}")
+    raise UsageError(f"there is no {what} {name!r}; {hint}")
 
 
 def _check_call(expression: Expression, function: Callable[..., Any], *args: Any) -> None:
@@ -227,7 +242,7 @@ def _check_call(expression: Expression, function: Callable[..., Any], *args: Any
         inspect.signature(function).bind(*args, **expression.kwargs)
     except TypeError as error:
         takes = ", ".join(map(str, (p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values())))
-        raise UnknownNameError(f"{expression.text}: {error}; it is {expression.name}({takes}).") from None
+        raise UsageError(f"{expression.text}: {error}; the signature is {expression.name}({takes}).") from None
 
 
 def _factory(source: Callable[..., Any], parts: list[Any], kwargs: dict[str, Any]) -> Callable[[Any], Any]:

@@ -1,4 +1,4 @@
-"""Results on disk: tables, pictures, draws and weights, written whole or not at all."""
+"""Tables for the terminal, and folders of results that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,40 +12,62 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from torch import Tensor
 
 from ..comparison.compare import Comparison
 from ..fitting.to_arviz import to_arviz
 
-__all__ = ["check_folder", "save_comparison", "written_whole"]
+__all__ = ["check_folder", "complete_folder", "file_stem", "plain_table", "plus_minus", "save_comparison"]
 
 SUFFIXES = {".csv", ".png", ".nc", ".pt"}
+"""File types that the commands write, and that --overwrite may therefore delete."""
+
+
+def plain_table(title: str, *columns: str, text: int = 1, **options: Any) -> Table:
+    """An empty table for the terminal, whose first `text` columns hold words and the others numbers."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), **options)
+    for position, column in enumerate(columns):
+        number = position >= text
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return table
+
+
+def plus_minus(value: Any, se: Any) -> str:
+    """A number and its standard error."""
+    return f"{float(value):.3f} ± {float(se):.3f}"
+
+
+def file_stem(name: str) -> str:
+    """A file name, without its ending, for a guide or a problem: letters, digits and hyphens."""
+    return re.sub(r"[^0-9A-Za-z]+", "-", name).strip("-")
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises unless results can be written to `folder`, which is made only when they are.
+    """Checks that results can be written to `folder`, without creating it.
 
     Raises:
-        FileExistsError: if it holds results and `overwrite` is false, or anything else in any case.
+        FileExistsError: if it holds results and `overwrite` is false, or if it holds anything but results.
         PermissionError, NotADirectoryError: if it cannot be written.
     """
     if folder.is_dir() and any(folder.iterdir()):
         if foreign := sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES):
-            raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is no result: pass another --out.")
+            raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is not a result of taut: pass another --out.")
         if not overwrite:
             raise FileExistsError(f"{folder} already holds results: pass --overwrite to replace them, or another --out.")
     parent = folder
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise NotADirectoryError(f"{folder} cannot be made: {parent} is a file. Pass another --out.")
+        raise NotADirectoryError(f"{folder} cannot be created: {parent} is a file. Pass another --out.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be written: no permission in {parent}. Pass another --out.")
+        raise PermissionError(f"{folder} cannot be written: no write permission in {parent}. Pass another --out.")
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """Yields a folder to write to, which takes the place of `folder` when all is written, and vanishes on an error."""
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder to write to. On exit it replaces `folder`; on an error it is deleted."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".taut-") as scratch:
         part = Path(scratch, "part")
@@ -59,17 +81,17 @@ def written_whole(folder: Path) -> Iterator[Path]:
 def save_comparison(
     comparison: Comparison, x: Tensor | tuple[Any, ...], folder: Path, *, draws: int = 100, overwrite: bool = False
 ) -> None:
-    """Writes table.csv (means over seeds), runs.csv (each fit), elbo.png, and a NetCDF file of draws for each guide.
+    """Writes table.csv (means over seeds), runs.csv (one row for each fit), elbo.png, and NetCDF draws of each guide.
 
     Args:
-        comparison: what to write.
-        x: the data that it was made from.
-        folder: where to; made if it is not there.
-        draws: how many draws of each guide's first seed its NetCDF file holds.
-        overwrite: replace what `folder` holds.
+        comparison: the comparison to write.
+        x: the data that was compared on.
+        folder: where to write; created if missing.
+        draws: number of draws in each NetCDF file, from the fit with the guide's first seed.
+        overwrite: replace the results in `folder`.
     """
     check_folder(folder, overwrite=overwrite)
-    with written_whole(folder) as part:
+    with complete_folder(folder) as part:
         comparison.to_frame().to_csv(part / "table.csv", index=False)
         _runs(comparison).to_csv(part / "runs.csv", index=False)
         comparison.plot().savefig(part / "elbo.png", dpi=150)
@@ -81,7 +103,7 @@ def save_comparison(
 
 
 def _file_name(guide: str, taken: set[str]) -> str:
-    stem = re.sub(r"[^0-9A-Za-z]+", "-", guide).strip("-") or "guide"
+    stem = file_stem(guide) or "guide"
     candidates = chain([f"{stem}.nc"], (f"{stem}-{i}.nc" for i in count(2)))
     return next(name for name in candidates if name not in taken)
 
