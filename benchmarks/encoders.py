@@ -1,4 +1,4 @@
-"""The linear VAE against its closed form, and what a narrow encoder costs.
+"""The linear VAE against its closed form, and the amortization gap of encoders of two widths.
 
 python benchmarks/encoders.py
 """
@@ -15,7 +15,7 @@ from models import VAE, LinearVAE, datasets, decoders
 
 
 def linear_vae() -> list[str]:
-    """SVI from random weights against probabilistic PCA at its maximum likelihood."""
+    """Compares SVI from random weights with probabilistic PCA at its maximum likelihood."""
     digits = datasets.digits()
     model, x = LinearVAE.from_dataset(digits._replace(x=digits.x.double()))
     best = float(model.optimum(x).log_evidence(x).mean())
@@ -39,7 +39,7 @@ def linear_vae() -> list[str]:
 
 
 def widths() -> list[str]:
-    """Encoders of several widths on the same frozen decoder."""
+    """Measures the gaps of a narrow and a wide encoder on the same frozen decoder."""
     torch.manual_seed(0)
     truth = VAE((20,), 3, decoder=decoders.MLP((16,))).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Exact −ELBO of Gaussian q, in closed form or by quadrature, where a benchmark needs an oracle."""
+"""Exact −ELBO of a Gaussian q, in closed form or by quadrature: the oracle of time_to_optimum.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ MASS = MASS / MASS.sum()
 
 
 def logistic_nelbo(model: LogisticRegression, x: Tensor, loc: Tensor, root: Tensor) -> Tensor:
-    """−ELBO of N(loc, root rootᵀ) over the weights: the expected log likelihood of a datum is over one linear predictor."""
+    """−ELBO of q = N(loc, root rootᵀ) over the weights, in nats.
+
+    The expected log likelihood of a datum is an integral over its linear predictor, by Gauss–Hermite quadrature.
+    """
     mean, scale = model.covariates @ loc, (model.covariates @ root).norm(dim=-1)
     expected = softplus(mean.unsqueeze(-1) + scale.unsqueeze(-1) * NODES) @ MASS
     likelihood = (x * mean - expected).sum()
@@ -27,9 +30,9 @@ def logistic_nelbo(model: LogisticRegression, x: Tensor, loc: Tensor, root: Tens
 
 
 def eight_schools_nelbo(model: EightSchools, x: Tensor, loc: Tensor, root: Tensor) -> Tensor:
-    """−ELBO of N(loc, root rootᵀ) over (mu, log tau, theta or theta_trans).
+    """−ELBO of q = N(loc, root rootᵀ) over (mu, log tau, theta or theta_trans), in nats.
 
-    E[exp(a log tau) f] is E[exp(a log tau)] times the expectation of f with every mean moved by a Cov(·, log tau).
+    Uses E[exp(a log tau) f] = E[exp(a log tau)] E'[f], where E' shifts every mean by a Cov(·, log tau).
     """
     covariance = root @ root.mT
     total = _normal(0.0, model.mu_scale, loc[:1], root[:1]) + loc[1]
@@ -55,16 +58,17 @@ def eight_schools_nelbo(model: EightSchools, x: Tensor, loc: Tensor, root: Tenso
     return -total - _entropy(root)
 
 
-def sobol(count: int, dim: int) -> Tensor:
-    """Points for N(0, I), shape (2 count, dim): Sobol's, scrambled, with their mirror images."""
-    points = torch.from_numpy(norm.ppf(qmc.Sobol(dim, seed=0).random(count)))
+def sobol(draws: int, dim: int) -> Tensor:
+    """Scrambled Sobol points for N(0, I) and their mirror images, shape (2 draws, dim)."""
+    points = torch.from_numpy(norm.ppf(qmc.Sobol(dim, seed=0).random(draws)))
     return torch.cat([points, -points])
 
 
 def vae_nelbo(model: VAE, x: Tensor, points: Tensor, loc: Tensor, root: Tensor) -> Tensor:
-    """−ELBO of a datum, on average, of N(loc_i, root_i root_iᵀ) behind each: the decoder's part by the same points for all.
+    """Mean −ELBO per datum of q = ∏_i N(loc_i, root_i root_iᵀ), in nats.
 
-    A peer's mean field over all data, loc and root of one long vector, is taken apart.
+    The expected log likelihood is an average over `points`, shape (points, dim), the same for every datum. Also takes a mean
+    field over all data packed into one vector: loc of shape (N dim,) and a diagonal root of shape (N dim, N dim).
     """
     if root.dim() == 2:
         loc, root = loc.reshape(len(x), -1), root.diagonal().reshape(len(x), -1).diag_embed()
@@ -77,10 +81,11 @@ def vae_nelbo(model: VAE, x: Tensor, points: Tensor, loc: Tensor, root: Tensor) 
 
 
 def _normal(mean: float, scale: Tensor, loc: Tensor, root: Tensor) -> Tensor:
-    """E[log N(h; mean, scale²)], summed."""
+    """E_q[log N(h; mean, scale²)], summed over the coordinates of h."""
     square = (loc - mean).square() + root.square().sum(-1)
     return -(0.5 * square / scale.square() + scale.log() + 0.5 * log(2 * pi)).expand(loc.shape).sum()
 
 
 def _entropy(root: Tensor) -> Tensor:
+    """Entropy of N(·, root rootᵀ), in nats."""
     return root.diagonal().abs().log().sum() + 0.5 * len(root) * (1 + log(2 * pi))

@@ -1,4 +1,7 @@
-"""Bias, variance and cost of every gradient estimator, at the start, half way and at the optimum of three problems."""
+"""Bias, variance and cost of every gradient estimator, at the start, half way and at the optimum of three problems.
+
+python benchmarks/gradient_variance.py [--draws 200]
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,19 @@ from inference.objectives import (
 from inference.programs.isolation import isolated
 from models import FactorAnalysis, LinearRegression, LocalGaussian
 
-K = 5
+DRAWS = 5
 SEED = 0
 OBJECTIVES = {
-    "TraceELBO": TraceELBO(K),
-    "AnalyticKL": AnalyticKL(K),
-    "StickingTheLanding": StickingTheLanding(K),
-    "ClosedFormEntropy": ClosedFormEntropy(K),
-    "ScoreFunction": ScoreFunction(K),
-    "IWAE": IWAE(K),
-    "DReG": DReG(K),
-    "Renyi(0.5)": Renyi(0.5, K),
-    "VIMCO": VIMCO(K),
-    "ReweightedWakeSleep": ReweightedWakeSleep(K),
+    "TraceELBO": TraceELBO(DRAWS),
+    "AnalyticKL": AnalyticKL(DRAWS),
+    "StickingTheLanding": StickingTheLanding(DRAWS),
+    "ClosedFormEntropy": ClosedFormEntropy(DRAWS),
+    "ScoreFunction": ScoreFunction(DRAWS),
+    "IWAE": IWAE(DRAWS),
+    "DReG": DReG(DRAWS),
+    "Renyi(0.5)": Renyi(0.5, DRAWS),
+    "VIMCO": VIMCO(DRAWS),
+    "ReweightedWakeSleep": ReweightedWakeSleep(DRAWS),
 }
 PROBLEMS = {
     "LocalGaussian, Amortized(MeanField, Linear): the posterior is in reach": (
@@ -56,14 +59,15 @@ PROBLEMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=200)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=200, help="estimates of each gradient")
     draws = parser.parse_args().draws
     torch.set_num_threads(1)
     lines = [
         "## Gradient estimators",
         "",
-        f"{K} draws in each estimate, {draws} estimates, float64, 1 thread, seed {SEED}. Variance: trace of the covariance",
+        f"{DRAWS} draws in each estimate, {draws} estimates, float64, 1 thread, seed {SEED}. Variance: trace of the "
+        "covariance",
         "of one estimate, in (nats per unit of λ)². Bias²: against the closed-form gradient of −ELBO, ± its standard error;",
         "`–` where the estimator's target is another function. The last column is variance × time. Half way: the gap to the",
         "best ELBO has halved.",
@@ -83,7 +87,7 @@ def main() -> None:
 
 
 def points(model, guide, x):
-    """Brings the guide to each place in turn: the start, where half of the gap is left, the optimum."""
+    """Moves the guide to its start, to half of its first gap, and to the optimum; yields the name of each place."""
     yield "start"
     best = float(best_elbo(model, guide.family, x).sum())
 
@@ -95,11 +99,12 @@ def points(model, guide, x):
     while gap() > start / 2:
         fit(model, guide, x, steps=5, lr=0.02, schedule=None, seed=SEED)
     yield "half way"
-    fit(model, guide, x, steps=1500, lr=0.03, objective=StickingTheLanding(K), seed=SEED)
+    fit(model, guide, x, steps=1500, lr=0.03, objective=StickingTheLanding(DRAWS), seed=SEED)
     yield "optimum"
 
 
 def markdown(frame: pd.DataFrame) -> str:
+    """The table in Markdown, with times in milliseconds."""
     lines = ["| objective | variance | bias² | ms | variance × ms |", "|---|---:|---:|---:|---:|"]
     for row in frame.itertuples():
         bias = "–" if pd.isna(row.squared_bias) else f"{row.squared_bias:.2g} ± {row.squared_bias_se:.2g}"

@@ -2,9 +2,9 @@
 
     TAUT_DATA=folder python benchmarks/mnist.py --weights folder
 
-Trains with the ELBO and with the importance-weighted bound, unless the weights are there already, then writes two tables to
-its section of benchmarks/RESULTS.md: both bounds on the first 1000 test images, and the gaps of the first net on the first 100
-with a Gaussian and with a flow, on the same frozen decoder.
+Trains two nets, one by the ELBO and one by the importance-weighted bound; skips a net whose weights are in the folder. Writes
+two tables to RESULTS.md: the bounds of both nets on the first 1000 test images, and the gaps of the first net on the first
+100, with a Gaussian and with a flow as q and the same frozen decoder.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from inference.objectives import IWAE
 from models import VAE, decoders
 from models.images import binarise, mnist
 
-SAMPLES = 5000
+DRAWS = 5000
+"""Draws for each importance-weighted bound."""
 
 
 def pair(*, seed: int) -> tuple[VAE, Amortized]:
-    """The net of Burda, Grosse & Salakhutdinov (2016): 50 latents, two hidden layers of 200 tanh units on either side."""
+    """The net of Burda, Grosse & Salakhutdinov (2016): 50 latents; two hidden layers of 200 tanh units in each net."""
     torch.manual_seed(seed)
     model = VAE((784,), 50, decoder=decoders.MLP((200, 200)))
     return model, Amortized(model, MeanField(scale=1.0), MLP((200, 200)))
 
 
 def train(file: Path, *, objective: Any, steps: int, lr: float, batch_size: int, seed: int) -> None:
-    """Fits the pair and saves its weights and the time it took."""
+    """Fits the pair and saves its weights, settings and training time."""
     x = mnist().x.flatten(1)
     model, guide = pair(seed=seed)
     model.start_at(x)
@@ -67,15 +68,15 @@ def train(file: Path, *, objective: Any, steps: int, lr: float, batch_size: int,
 
 
 def test_images(count: int) -> Tensor:
-    """The first test images, binarised once, with the same seed for every table."""
+    """The first test images, binarised once with a fixed seed, so that all tables use the same data."""
     return binarise(mnist(train=False).x.flatten(1), seed=0)[:count]
 
 
 def bounds(name: str, state: dict[str, Any]) -> str:
-    """The bound that the literature reports as −log p(x), and the ELBO under it."""
+    """A row of the first table: the importance-weighted bound, which the literature reports as −log p(x), and the ELBO."""
     model, guide = restored(state)
     x, settings = test_images(1000), state["settings"]
-    tight = iwae(model, guide, x, draws=SAMPLES)
+    tight = iwae(model, guide, x, draws=DRAWS)
     loose = elbo(model, guide, x, draws=100)
     epochs = settings["steps"] * settings["batch_size"] / 60_000
     return (
@@ -85,7 +86,7 @@ def bounds(name: str, state: dict[str, Any]) -> str:
 
 
 def restored(state: dict[str, Any]) -> tuple[VAE, Amortized]:
-    """The pair with its weights."""
+    """Rebuilds a pair from its saved weights."""
     model, guide = pair(seed=state["settings"]["seed"])
     model.load_state_dict(state["model"])
     guide.setup(test_images(2))
@@ -94,7 +95,7 @@ def restored(state: dict[str, Any]) -> tuple[VAE, Amortized]:
 
 
 def with_flow(model: VAE, guide: Amortized) -> Amortized:
-    """A guide whose encoder gives the same Gaussians as `guide`, as flows that can become more."""
+    """A guide of flows that starts at nearly the same Gaussians as `guide`: its encoder has more outputs, near zero."""
     encoder = copy.deepcopy(guide.encoder)
     last = encoder[-1]
     flow = Amortized(model, Flow(scale=1.0), nn.Sequential(*encoder[:-1], nn.Linear(last.in_features, 1)))
@@ -123,7 +124,7 @@ def gap_table(model: VAE, guide: Amortized, *, encoder_steps: int) -> list[str]:
             batch_size=100,
             ascent=Ascent(steps=6000, lr=0.01),
             draws=2000,
-            evidence_draws=SAMPLES,
+            evidence_draws=DRAWS,
         )
         lines.append(_row(f"{name} ({time.perf_counter() - begin:.0f} s)", found))
     return [
@@ -156,7 +157,7 @@ def report(states: dict[str, dict[str, Any]], *, encoder_steps: int) -> None:
         "| VAE, Burda et al. (2016), all test images | 86.76 | – | – | 3280 | – | – |",
         "| IWAE, k = 5, Burda et al. (2016), all test images | 85.54 | – | – | 3280 | – | – |",
         "",
-        f"First 1000 test images, {SAMPLES} samples each; ± is the Monte Carlo error. Adam from {settings['lr']} to 0 along a",
+        f"First 1000 test images, {DRAWS} samples each; ± is the Monte Carlo error. Adam from {settings['lr']} to 0 along a",
         f"cosine, batch {settings['batch_size']}, seed {settings['seed']}, float32, on a shared machine.",
         "",
         "### Where the gap of the VAE comes from",
@@ -170,15 +171,15 @@ RUNS: dict[str, tuple[str, Any, int]] = {
     "VAE": ("vae.pt", TraceMeanField_ELBO(), 180_000),
     "IWAE, k = 5": ("iwae.pt", IWAE(5), 105_000),
 }
-"""File, objective and steps of each training, which fit into half an hour."""
+"""File, objective and steps of each training; either takes at most half an hour."""
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--weights", type=Path, default=Path())
-    options.add_argument("--lr", type=float, default=2e-3)
-    options.add_argument("--batch-size", type=int, default=100)
-    options.add_argument("--encoder-steps", type=int, default=3000)
+    options.add_argument("--weights", type=Path, default=Path(), help="folder of trained weights")
+    options.add_argument("--lr", type=float, default=2e-3, help="learning rate at the first step")
+    options.add_argument("--batch-size", type=int, default=100, help="images in a minibatch")
+    options.add_argument("--encoder-steps", type=int, default=3000, help="further steps of the encoder when gaps are measured")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     found = {}

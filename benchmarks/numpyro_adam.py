@@ -1,4 +1,4 @@
-"""The peer of time_to_optimum.py: NumPyro's SVI with Adam, one draw a step, compiled as a whole, and an oracle on top."""
+"""The peer in time_to_optimum.py: NumPyro's SVI with Adam, one draw a step, with all steps compiled into one program."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RATES: dict[str, tuple[float, float]] = {
     "0.1, tenfold down in 1000": (0.1, 1000),
     "0.1, tenfold down in 10000": (0.1, 10000),
 }
-"""Adam's first step size, and the steps in which it falls tenfold: four constant ones, and two that decay exponentially."""
-EVERY = 20
-"""Steps between two looks."""
+"""Adam's initial step size, and the number of steps in which it falls tenfold: four constant and two exponential schedules."""
+STEPS_PER_LOOK = 20
+"""Steps between two looks of the oracle, which stops a run at the optimum."""
 
 
 class Path(NamedTuple):
-    """q at each look of the oracle."""
+    """The mean and scale of q at each look of the oracle."""
 
     steps: np.ndarray
     loc: np.ndarray
@@ -43,16 +43,16 @@ class Path(NamedTuple):
     root: np.ndarray
     """Cholesky factor of the covariance, shape (looks, dim, dim), or, for a mean field, its diagonal, (looks, dim)."""
     seconds: float
-    """For one step."""
+    """Mean time of a step."""
 
 
 class Peer:
-    """One model and guide, compiled once for all rates and seeds.
+    """A model and guide, compiled once for all rates and seeds.
 
     Args:
         model: a NumPyro model without arguments.
-        full_rank: AutoMultivariateNormal, else AutoNormal, both with their own defaults.
-        steps: of a run.
+        full_rank: whether the guide is AutoMultivariateNormal; else it is AutoNormal. Both have their default settings.
+        steps: number of steps of a run.
     """
 
     def __init__(self, model: Callable[[], None], *, full_rank: bool, steps: int) -> None:
@@ -68,10 +68,10 @@ class Peer:
             own.constrain_fn = base.constrain_fn
 
             def look(state: Any, _: Any) -> Any:
-                state = lax.fori_loop(0, EVERY, lambda _, s: own.update(s)[0], state)
+                state = lax.fori_loop(0, STEPS_PER_LOOK, lambda _, s: own.update(s)[0], state)
                 return state, own.get_params(state)
 
-            return lax.scan(look, state, None, length=steps // EVERY)[1]
+            return lax.scan(look, state, None, length=steps // STEPS_PER_LOOK)[1]
 
         begin = time.perf_counter()
         base = svi(0.1, inf)
@@ -81,18 +81,18 @@ class Peer:
         self.compilation = time.perf_counter() - begin
 
     def run(self, first: float, fall: float, *, seed: int) -> Path:
-        """Takes all steps, and looks after every `EVERY`."""
+        """Takes all steps from `seed`, with the step size `first` that falls tenfold in `fall` steps."""
         state = self.init(random.PRNGKey(seed))
         begin = time.perf_counter()
         found = jax.block_until_ready(self.advance(state, float(first), float(fall)))
         seconds = (time.perf_counter() - begin) / self.steps
         params = {name: np.asarray(value) for name, value in found.items()}
         loc, root = _moments(params, full_rank=self.full_rank)
-        return Path(EVERY * np.arange(1, len(loc) + 1), loc, root, seconds)
+        return Path(STEPS_PER_LOOK * np.arange(1, len(loc) + 1), loc, root, seconds)
 
 
 def _moments(params: dict[str, np.ndarray], *, full_rank: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of the packed unconstrained latents, sites in alphabetical order."""
+    """Mean and scale of the packed unconstrained latents, sites in alphabetical order; shapes as in `Path`."""
     if full_rank:
         return params["auto_loc"], params["auto_scale_tril"]
     sites = sorted(name.removesuffix("_auto_loc") for name in params if name.endswith("_auto_loc"))
@@ -127,7 +127,7 @@ def factors(loading: Any, mean: Any, noise_scale: Any, x: Any) -> Callable[[], N
 
 
 def decoder(inner: Any, bias: Any, outer: Any) -> Callable[[Any, Any], Callable[[], None]]:
-    """A VAE behind a decoder with one hidden layer, that is known; takes the offset and x."""
+    """A VAE whose decoder has one hidden layer and fixed weights; the result takes the offset of the output and x."""
 
     def bound(offset: Any, x: Any) -> Callable[[], None]:
         def model() -> None:

@@ -19,7 +19,7 @@ from inference.stopping import Plateau
 STEPS = 40_000
 TOLERANCE = 0.3
 FALLS = {"by the tolerance in each window": 0.3, "by twice that": 0.6, "not at all": 0.0}
-"""Nats by which the loss falls in each later half of its steps."""
+"""Nats by which the loss falls whenever the number of steps doubles."""
 NOISES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "independent": lambda random: random.standard_normal(STEPS),
     "autocorrelated, 0.9 a step": lambda random: lfilter([np.sqrt(0.19)], [1, -0.9], random.standard_normal(STEPS + 200))[
@@ -27,11 +27,11 @@ NOISES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     ],
     "Student's t, 3 degrees of freedom": lambda random: random.standard_t(3, STEPS) / np.sqrt(3),
 }
-"""All of variance 1."""
+"""Noise of variance 1, shape (STEPS,)."""
 
 
 def ended(losses: torch.Tensor) -> int | None:
-    """The step at which the rule ends this run, if it does."""
+    """The step at which the rule ends a run with these losses, or None."""
     watch = Plateau(tolerance=TOLERANCE).begin(SimpleNamespace(rows=1))
     while watch.due <= len(losses):
         looked = losses[: watch.due]
@@ -42,7 +42,7 @@ def ended(losses: torch.Tensor) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=1000, help="simulated runs for each noise and fall")
     runs = parser.parse_args().runs
     rows = []
     for name, noise in NOISES.items():

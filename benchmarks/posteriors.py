@@ -1,9 +1,9 @@
-"""Real posteriors: moment errors of every guide, and how often the verdict on them is right.
+"""Moment errors of every guide on the posteriors of posteriordb and of this suite, and how often `trust` is right about them.
 
-TAUT_DATA=… python benchmarks/posteriors.py        the folder that holds posteriordb/; about an hour of one core
+    TAUT_DATA=folder python benchmarks/posteriors.py
 
-With TAUT_FITS=folder the fits are kept there and read from there, so that a change of the verdict needs no new fits. The
-numbers are the same: every fit is fixed by its seed.
+The folder holds posteriordb/. Takes about an hour on one core. With TAUT_FITS=folder, fits are stored there and read from
+there, so that a change of `trust` needs no new fits. Each fit has a fixed seed, so a stored fit gives the same numbers.
 """
 
 from __future__ import annotations
@@ -28,30 +28,32 @@ from inference import Decision, Fit, NonFiniteLossError, Verdict, elbo, fit, iwa
 from inference.diagnostics import MomentErrors, by_name, moment_errors
 from inference.engine import Eager, Graph
 from inference.objectives import TraceELBO
-from inference.programs import quantities as scalars
 from inference.programs.isolation import isolated
 from inference.programs.log_joint import LogJoint
+from inference.programs.quantities import scalars
 from inference.stopping import Stop
 from models import EightSchools, HierarchicalModel, LocalModel, LogisticRegression, Model, Radon
 from models.posteriordb import problem
 from models.posteriordb.problem import ports
 
 SEED = 0
-"""Of the fits, data and draws on which the thresholds of `trust` were chosen."""
+"""Seed of the fits, data and draws on which the thresholds of `trust` were chosen."""
 HELD_OUT = 1
-"""Of others, which they have not seen."""
+"""Seed of fits, data and draws that played no part in that choice."""
 STEPS = 300
-LONGEST = 9600
+"""Steps of the first fit; each later one has as many as all before it together."""
+MAX_STEPS = 9600
 LR = 0.05
-PARTICLES = 8
+DRAWS = 8
 JOBS = 1
-STILL = 0.05
-"""Nats: a fit whose ELBO gains less from as many steps again as it had has converged."""
-CLOSE = 0.3
-"""Error of a mean in reference sds, and of an sd as a share, that counts as right."""
+MAX_GAIN = 0.05
+"""In nats: a fit has converged if its ELBO gains no more than this when its steps are doubled."""
+MAX_ERROR = 0.3
+"""An estimate counts as right below this error: of a mean in reference sds, of an sd relative to the reference sd."""
 SCHOOLS = -31.311347
 """log p(x) of eight schools, by quadrature."""
 FITS = os.environ.get("TAUT_FITS")
+"""Folder of stored fits."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Trained:
-    """A fit that was given twice the steps until its ELBO stood still."""
+    """A fit whose steps were doubled until its ELBO gained no more, or `MAX_STEPS` were reached."""
 
     fit: Fit
     steps: int
     gain: float
-    """Of the ELBO, in nats, by the second half of the steps: what says whether the fit has converged."""
+    """Gain of the ELBO in the second half of the steps, in nats; the fit has converged if it is at most `MAX_GAIN`."""
     lr: float
     seconds: float
 
 
 class Standardised(Model):
-    """A model in coordinates h with u = centre + scale h: any affine family is the same there, and Adam's steps have a unit.
+    """A model in standardised coordinates h, where u = centre + scale h are its packed unconstrained latents.
 
-    u is the packed unconstrained latents; centre and scale are Laplace's at the mode. What stands for the prior is a wide
-    Gaussian, which the likelihood is divided by: a density that can be drawn from, whatever the prior is.
+    Centre and scale are those of the Laplace approximation at the mode. An affine family describes the same set of q in both
+    coordinates, and in h a step of Adam is in units of a standard deviation. The site "h" has a wide Gaussian as prior, which
+    the likelihood is divided by, so that it can be drawn from even if the model's prior is improper.
     """
 
     def __init__(self, model: Model, x: torch.Tensor, *, diagonal: bool) -> None:
@@ -110,11 +113,11 @@ class Standardised(Model):
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> Any:
-        raise NotImplementedError("it is made from another model")
+        raise NotImplementedError("Standardised is made from a model and its data: it has no demonstration.")
 
     @classmethod
     def from_dataset(cls, data: Any) -> Any:
-        raise NotImplementedError("it is made from another model")
+        raise NotImplementedError("Standardised is made from a model and its data, not from a data set.")
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -137,7 +140,7 @@ class Standardised(Model):
         with pyro.validation_enabled(False):
             flat_density = torch.func.vmap(self.joint[0].at)(u.reshape(-1, u.shape[-1]))
         density = flat_density.reshape(u.shape[:-1]) + self.scale.diagonal().log().sum() - self.wide().log_prob(h)
-        # The plate keeps its dimension free of draws, for the plates of the model inside.
+        # The plates of the inner model use dimension -1, so draws must not be there: this plate reserves it.
         with pyro.plate("data", 1, dim=-1):
             pyro.factor("x", density)
         return density
@@ -147,7 +150,7 @@ class Standardised(Model):
 
 
 def guides_for(model: Model) -> dict[str, Callable[[Model], Any]]:
-    """What is fitted to a model with latents of any kind."""
+    """The guides for a model with continuous latents, by name; hierarchical models have more of them."""
     found: dict[str, Callable[[Model], Any]] = {
         "mean field": lambda m: Global(m, MeanField()),
         "full rank": lambda m: Global(m, FullRank()),
@@ -160,7 +163,7 @@ def guides_for(model: Model) -> dict[str, Callable[[Model], Any]]:
 
 
 def trained(name: str, model: Model, factory: Callable[[Model], Guide], x: torch.Tensor, seed: int) -> Trained:
-    """Fits a guide, or reads it from the folder of fits."""
+    """Fits a guide, or reads it from the folder of stored fits. Tries a smaller rate if a loss is not finite."""
     file = None if FITS is None else Path(FITS) / (f"{name}.pt" if seed == SEED else f"{name}, seed {seed}.pt")
     if file is not None and file.exists():
         known = torch.load(file)
@@ -168,7 +171,7 @@ def trained(name: str, model: Model, factory: Callable[[Model], Guide], x: torch
         guide.setup(x)
         guide.load_state_dict(known.pop("state"))
         store: Any = {"params": {}, "constraints": {}}
-        stop = Stop(None, "read from the folder of fits", converged=known["gain"] <= STILL)
+        stop = Stop(None, "read from the folder of fits", converged=known["gain"] <= MAX_GAIN)
         done = Fit(
             model=model,
             guide=guide,
@@ -190,7 +193,7 @@ def trained(name: str, model: Model, factory: Callable[[Model], Guide], x: torch
             numbers = {"steps": found.steps, "gain": found.gain, "lr": found.lr, "seconds": found.seconds}
             torch.save({"state": found.fit.guide.state_dict(), **numbers}, file)
         return found
-    raise RuntimeError(f"{name} cannot be fitted.")
+    raise RuntimeError(f"{name}: the loss is not finite at lr {LR} nor at lr {LR / 5}.")
 
 
 def _doubled(model: Model, factory: Callable[[Model], Guide], x: torch.Tensor, lr: float, seed: int) -> Trained:
@@ -198,10 +201,10 @@ def _doubled(model: Model, factory: Callable[[Model], Guide], x: torch.Tensor, l
     with isolated(seed):
         guide = factory(model)
     total, steps, before, gain = 0, STEPS, -float("inf"), float("inf")
-    while total < LONGEST and gain > STILL:
-        # To capture a step costs as much as some hundred steps.
+    while total < MAX_STEPS and gain > MAX_GAIN:
+        # Capturing a step takes as long as some hundred steps by Pyro.
         engine = Graph if steps > STEPS else Eager
-        done = fit(model, guide, x, steps=steps, lr=lr, objective=TraceELBO(PARTICLES), engine=engine, seed=seed + total)
+        done = fit(model, guide, x, steps=steps, lr=lr, objective=TraceELBO(DRAWS), engine=engine, seed=seed + total)
         total += steps
         now = elbo(model, guide, x, draws=4000, seed=seed).value
         gain, before, steps = now - before, now, total
@@ -211,6 +214,7 @@ def _doubled(model: Model, factory: Callable[[Model], Guide], x: torch.Tensor, l
 def measured(
     names: tuple[str, str], model: Model, factory: Any, *, x: torch.Tensor, truth: Any, evidence: float | None, seed: int
 ) -> Row:
+    """Fits a guide and compares its moments with `truth`, the reference means and sds. Prints the row."""
     found = trained(" ".join(names), model, factory, x, seed)
     verdict = trust(found.fit, x, seed=seed)
     weighted = verdict.weighted
@@ -222,20 +226,20 @@ def measured(
 
 
 def posteriordb_rows(path: Path, name: str) -> list[Row]:
-    """Every guide fitted to one of posteriordb's posteriors."""
+    """Fits every guide to a posterior of posteriordb."""
     _prepare()
     rows = []
     model, x, entry = problem(path, name)
     evidence = None if entry.exact is None else entry.exact.log_evidence
     for label, factory in guides_for(model).items():
-        # The funnel of a hierarchical posterior has no mode to standardise by.
+        # A hierarchical posterior is a funnel, whose density has no maximum: there is no Laplace approximation.
         coordinates = model if hasattr(model, "centered") else Standardised(model, x, diagonal=label == "mean field")
         rows.append(measured((name, label), coordinates, factory, x=x, truth=entry.moments(), evidence=evidence, seed=SEED))
     return rows
 
 
 def suite_rows(name: str, seed: int) -> list[Row]:
-    """Mean field and full rank on one of the suite's own models, if its posterior is known and continuous."""
+    """Fits mean field and full rank to a model of this suite; no rows unless its posterior is known and continuous."""
     _prepare()
     kind = getattr(models, name)
     if not (issubclass(kind, Model) and hasattr(kind, "posterior")) or getattr(kind, "__abstractmethods__", None):
@@ -244,7 +248,7 @@ def suite_rows(name: str, seed: int) -> list[Row]:
     model, x = model.double(), x.double()
     posterior = model.posterior(x)
     if posterior.support.is_discrete or any(parameter.requires_grad for parameter in model.parameters()):
-        return []  # a fit would learn the model too, and with it change the truth
+        return []  # a fit would also learn the model, and so change its posterior
     with isolated(seed):
         draws = posterior.sample((100_000,)).flatten(1)
     mean, sd = draws.mean(0).tolist(), draws.std(0).tolist()
@@ -260,7 +264,7 @@ def suite_rows(name: str, seed: int) -> list[Row]:
 
 
 def nuts_rows(kind: type[Model], seed: int) -> list[Row]:
-    """Every guide fitted to a demonstration whose truth is a long run of NUTS."""
+    """Fits every guide to a model's demonstration data; the reference moments are from a long run of NUTS."""
     _prepare()
     model, x = kind.demo(seed=seed)
     model, x = model.double(), x.double()
@@ -272,7 +276,7 @@ def nuts_rows(kind: type[Model], seed: int) -> list[Row]:
 
 
 def schools_table(rows: list[Row]) -> list[str]:
-    """log p(x) of eight schools by importance sampling from each global guide as it is, and made defensive."""
+    """Estimates log p(x) of eight schools by importance sampling from each global guide, plain and `Defensive`."""
     table = ["| guide | ELBO | q as it is | errors of 40 | q, defensive | errors of 40 |", "|---|---|---|---|---|---|"]
     x = EightSchools.demo()[1].double()
     for row in rows:
@@ -302,6 +306,7 @@ def _factory(source: Any, family: Family) -> Callable[[Model], Any]:
 
 
 def line(row: Row) -> str:
+    """A row of the table, in Markdown."""
     v = row.verdict
     evidence = "improper prior"
     if v.weighted.proper:
@@ -327,14 +332,14 @@ def line(row: Row) -> str:
 
 
 def confusion(rows: list[Row]) -> list[str]:
-    """For each decision, how many fits and scalars it was made on, and the share of scalars that are right."""
+    """Counts the fits and scalars for each decision, and the scalars whose error is below `MAX_ERROR`."""
     table = ["| decision | fits | means within 0.3 sd | fits | sds within 30 % |", "|---|---|---|---|---|"]
     for decision in Decision:
         cells = [decision.value]
         for quantity, field in (("means", "mean"), ("sds", "sd")):
             chosen = [row for row in rows if row.verdict[quantity] is decision]
             errors = [getattr(row.corrected if decision is Decision.CORRECT else row.plain, field) for row in chosen]
-            right = torch.cat(errors) < CLOSE if errors else torch.zeros(0)
+            right = torch.cat(errors) < MAX_ERROR if errors else torch.zeros(0)
             share = f"{int(right.sum())} of {len(right)} scalars ({float(right.float().mean()):.1%})" if len(right) else "–"
             cells += [str(len(chosen)), share]
         table.append("| " + " | ".join(cells) + " |")
@@ -348,7 +353,7 @@ def main() -> None:
     columns += ["log p(x), weighed", "exact", "means", "sds", "steps", "gain", "s"]
     header = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     print("\n".join(header))
-    # The longest first.
+    # Longest first, so that parallel jobs end together.
     order = sorted(ports(), key=lambda name: (not name.startswith("garch"), not name.startswith("radon"), name))
     work = [delayed(posteriordb_rows)(path, name) for name in order]
     work += [delayed(suite_rows)(name, seed) for seed in (SEED, HELD_OUT) for name in models.__all__]
@@ -367,9 +372,9 @@ def main() -> None:
             [
                 "## Posteriors: errors of moments, and the verdict on them",
                 "",
-                f"Adam, {STEPS} steps, then as many again as it had until the ELBO gains less than {STILL} nats by that, at "
-                f"most {LONGEST}; each time lr {LR} falls to zero. *gain*: the last of these gains, so what is above {STILL} "
-                f"has not converged. {PARTICLES} draws a step, seed {SEED}. Errors: largest over the scalars (mean in "
+                f"Adam, {STEPS} steps, then as many again as it had until the ELBO gains less than {MAX_GAIN} nats by that, "
+                f"at most {MAX_STEPS}; each time lr {LR} falls to zero. *gain*: the last of these gains, so what is above "
+                f"{MAX_GAIN} has not converged. {DRAWS} draws a step, seed {SEED}. Errors: largest over the scalars (mean in "
                 "brackets), of means in reference sds, of sds as a share. Corrected: by Pareto-smoothed weights. Truth: exact "
                 "moments where known, else the reference draws; for LogisticRegression and Radon a long run of NUTS. Of "
                 "posteriordb's all but the hierarchical are fitted in coordinates standardised at the mode.",

@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md: one section for each script, printed by it, with the versions and the machine."""
+"""Writes benchmarks/RESULTS.md: one section for each script, with the versions and the machine that it ran on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = Path(__file__).with_name("RESULTS.md")
 
 
 def record(script: str, text: str) -> None:
-    """Prints `text` and puts it into the section of `script`, in place of what that section held."""
+    """Prints `text` and replaces the section of `script` by it; adds the section if there is none."""
     name = Path(script).name
     section = f"<!-- {name} -->\n{text.strip()}\n\n{environment()}\n<!-- /{name} -->"
     print(section)
@@ -27,7 +27,7 @@ def record(script: str, text: str) -> None:
 
 
 def environment() -> str:
-    """The versions and the machine that the numbers come from."""
+    """Versions of Python and packages, processor and number of cores, as one line."""
     versions = []
     for package in ("torch", "pyro-ppl", "numpyro", "jax"):
         try:

@@ -1,8 +1,8 @@
-"""Does fit(model, guide, x) reach the family's best by itself, and say so? Eight problems, twenty seeds each, nothing tuned.
-
-Runs are kept in a file, and those that are there are not run again: a long benchmark can be stopped and taken up.
+"""Does fit(model, guide, x) reach the family's best q without tuning, and does it say so? Eight problems, twenty seeds each.
 
     python benchmarks/stopping.py --problems gaussian_mean,eight_schools --seeds 20
+
+Finished runs are stored in a file and not repeated, so that the benchmark can be interrupted and continued.
 """
 
 from __future__ import annotations
@@ -34,24 +34,26 @@ from models import (
 )
 from models.gaussian import mean_and_covariance
 
-WITHIN = 0.05
-"""Nats: a run whose KL to the family's best is below this has reached it."""
-LONG = FixedDraws(draws=256, tolerance=1e-3, most=4096)
-"""The long run where no algebra gives the best."""
+MAX_KL = 0.05
+"""In nats: a run has reached the family's best q if its KL to it is below this."""
+BEST_SOLVER = FixedDraws(draws=256, tolerance=1e-3, most=4096)
+"""Finds the family's best q where there is no closed form."""
 
 
 def double(model, x):
+    """The pair in double precision."""
     return model.double(), x.double()
 
 
 def diabetes():
+    """The diabetes data in double precision."""
     data = datasets.diabetes()
     return data._replace(x=data.x.double(), y=data.y.double())
 
 
 @cache
 def decoder():
-    """A digits VAE whose decoder a long fit has learned; it is frozen then, so that there is one best encoder to reach."""
+    """A VAE of the digits with a trained and then frozen decoder, so that the best encoder is the same for every run."""
     x = datasets.digits(binarised=True).x
     with isolated(0):
         model = VAE((64,), 4)
@@ -73,7 +75,7 @@ PROBLEMS = {
 
 @cache
 def best(problem):
-    """The family's best q: by algebra, or by a solver to 1e-3 nats; for the encoder the ELBO of one fit, per datum."""
+    """The family's best q, in closed form or by a solver to 1e-3 nats; for the encoder the ELBO per datum of one long fit."""
     make, factory = PROBLEMS[problem]
     model, x = make()
     if problem == "digits_vae":
@@ -91,13 +93,14 @@ def best(problem):
             index = torch.tensor(block)
             within[..., index[:, None], index] = torch.linalg.inv(precision[..., index[:, None], index])
         return torch.distributions.MultivariateNormal(mean, within)
-    fit(model, guide, x, optimiser=LONG, steps=2000)
+    fit(model, guide, x, optimiser=BEST_SOLVER, steps=2000)
     with torch.no_grad():
         mean, covariance = mean_and_covariance(guide.q(x))
     return torch.distributions.MultivariateNormal(mean.clone(), covariance.clone())
 
 
 def run(problem, seed):
+    """Fits a problem with a seed; returns how far q ends from the best, and what the fit says of itself."""
     make, factory = PROBLEMS[problem]
     model, x = make()
     with isolated(seed):
@@ -122,12 +125,13 @@ def run(problem, seed):
 
 
 def distances(runs):
-    """KL of the runs of one problem. Encoders are counted from the best of them all, for that is the best that is known."""
+    """KL of the runs of one problem, in nats. Encoders are compared with the best of these runs, the best encoder known."""
     kls = [r["kl"] for r in runs]
     return [kl - min(kls) for kl in kls] if runs[0]["problem"] == "digits_vae" else kls
 
 
 def table(runs):
+    """One row for each problem that has runs."""
     lines = [
         "| problem | runs | KL < 0.05 | KL median | KL largest | claimed, median | said converged | steps, median | least | "
         "seconds, median |",
@@ -138,7 +142,7 @@ def table(runs):
         if mine:
             kls, steps = np.array(distances(mine)), np.array([r["steps"] for r in mine])
             lines.append(
-                f"| {problem} | {len(mine)} | {(kls < WITHIN).sum()} | {np.median(kls):.2g} | {kls.max():.2g} | "
+                f"| {problem} | {len(mine)} | {(kls < MAX_KL).sum()} | {np.median(kls):.2g} | {kls.max():.2g} | "
                 f"{np.median([r['claimed'] for r in mine]):.2g} | {sum(r['converged'] for r in mine)} | "
                 f"{np.median(steps):.0f} | {steps.min()} | {np.median([r['seconds'] for r in mine]):.1f} |"
             )
@@ -147,12 +151,12 @@ def table(runs):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--problems", default=",".join(PROBLEMS), help="names separated by commas")
+    parser.add_argument("--seeds", type=int, default=20, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("results/stopping.jsonl"))
-    parser.add_argument("--only-run", action="store_true", help="do not write the section")
-    parser.add_argument("--note", default="", help="put into the section")
+    parser.add_argument("--runs", type=Path, default=Path("results/stopping.jsonl"), help="file of finished runs")
+    parser.add_argument("--only-run", action="store_true", help="do not write RESULTS.md")
+    parser.add_argument("--note", default="", help="sentence to add to the section of RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.runs.parent.mkdir(parents=True, exist_ok=True)
@@ -171,11 +175,12 @@ def main() -> None:
 
 
 def section(runs, note):
+    """The section of RESULTS.md."""
     reached = early = 0
     for problem in PROBLEMS:
         mine = [r for r in runs if r["problem"] == problem]
         steps = [r["steps"] for r in mine]
-        reached += sum(kl < WITHIN for kl in distances(mine)) if mine else 0
+        reached += sum(kl < MAX_KL for kl in distances(mine)) if mine else 0
         early += sum(s < 0.1 * np.median(steps) for s in steps)
     return [
         "## Stopping",
@@ -189,7 +194,7 @@ def section(runs, note):
         "",
         *table(runs),
         "",
-        f"{reached} of {len(runs)} runs reach KL < {WITHIN}. {early} of {len(runs)} stop in the first tenth of the median",
+        f"{reached} of {len(runs)} runs reach KL < {MAX_KL}. {early} of {len(runs)} stop in the first tenth of the median",
         "number of steps of their problem.",
     ]
 

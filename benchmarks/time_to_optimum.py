@@ -1,8 +1,9 @@
 """Time to within 0.01 nats of the best ELBO of a Gaussian family: our optimisers against NumPyro's Adam with an oracle.
 
-Problems are kept in a file as they are done, and those that are there are not run again.
-
     python benchmarks/time_to_optimum.py --problems diabetes_regression,digits_vae --seeds 3
+
+The oracle knows the exact ELBO and stops Adam as soon as it is near the best. Finished problems are stored in a file and not
+repeated.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ from models import (
 )
 from models.gaussian import mean_and_covariance
 
-NEAR = 0.01
-"""Nats."""
-MOST = 100
+MAX_GAP = 0.01
+"""A run is near the best ELBO if its gap is below this, in nats."""
+MAX_ITERATIONS = 100
 """Iterations of a solver."""
 SOLVERS: dict[str, Solver] = {
     "NaturalGradient": NaturalGradient(),
@@ -63,12 +64,12 @@ SOLVERS: dict[str, Solver] = {
     "FixedDraws": FixedDraws(),
     "FixedDraws, L-BFGS": FixedDraws(newton=False),
 }
-LONG = 2.0
-"""Seconds of a run that is not repeated to see when it was near: its end stands for that."""
-PATIENCE = 120
-"""Seconds after which a solver's run is given up."""
-SLOW = ("FixedDraws", "FixedDraws, L-BFGS")
-"""Run with one seed: frozen sets of many draws take long, and differ little."""
+MAX_REPEATED_SECONDS = 2.0
+"""A run that takes longer is not repeated to find when it was near; its end is counted instead."""
+MAX_SECONDS = 120
+"""A solver's run is stopped after this time."""
+ONE_SEED = ("FixedDraws", "FixedDraws, L-BFGS")
+"""Solvers run with one seed: with many frozen draws they are slow, and seeds differ little."""
 DESCENTS: dict[str, dict[str, Any]] = {
     "Adam 0.01, cosine": {},
     "DoWG, StickingTheLanding": {"optimiser": DoWG, "objective": StickingTheLanding()},
@@ -77,7 +78,7 @@ DESCENTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, its data, a Gaussian family, and how far a q of it is from the best."""
+    """A model, data, a Gaussian family, and its best ELBO."""
 
     name: str
     model: Any
@@ -86,14 +87,17 @@ class Problem:
     nelbo: Callable[[Tensor, Tensor], Tensor]
     """Exact −ELBO from the mean and the Cholesky factor of q's covariance."""
     best: float
-    """The lowest."""
+    """The lowest −ELBO of the family."""
     peer: Callable[[], None]
+    """The model in NumPyro."""
     full_rank: bool
 
     def gap(self, loc: Tensor, root: Tensor) -> float:
+        """ELBO of the best q less that of N(loc, root rootᵀ), in nats."""
         return float(self.nelbo(loc, root).detach()) - self.best
 
     def gap_of(self, guide: Guide) -> float:
+        """The gap of a fitted guide, in nats."""
         with torch.no_grad():
             loc, covariance = mean_and_covariance(guide.q(self.x))
             return self.gap(loc, torch.linalg.cholesky(covariance))
@@ -101,37 +105,38 @@ class Problem:
 
 @dataclass(frozen=True)
 class Time:
-    """When a run first was near, and where it ended; gradients are inf if it never was."""
+    """When a run was first near the best ELBO, and where it ended."""
 
     gradients: float
+    """Gradients of log p(x, h) until then; inf if it was never near."""
     seconds: float
     ended: float
     """The gap at the end, in nats."""
     total: float
-    """Gradients at the end."""
+    """Gradients of the whole run."""
 
 
 class Row(NamedTuple):
-    """A problem's best of ours and of the peer's."""
+    """Our best method and the peer's best rate on a problem."""
 
     problem: str
     best: str
-    mine: Time
+    our_time: Time
     rate: str
-    his: Time
+    peer_time: Time
     ratio: float
     compilation: float
-    """Seconds."""
+    """Seconds that the peer took to compile."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60000, help="of the peer")
-    parser.add_argument("--descent", type=int, default=2000, help="the most steps of our stochastic descents")
-    parser.add_argument("--note", default="", help="put into the section")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--runs", type=Path, default=Path("results/time_to_optimum.jsonl"))
+    parser.add_argument("--steps", type=int, default=60000, help="steps of the peer")
+    parser.add_argument("--descent", type=int, default=2000, help="largest number of steps of our stochastic descents")
+    parser.add_argument("--note", default="", help="sentence to add to the section of RESULTS.md")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--problems", default=",".join(PROBLEMS), help="names separated by commas")
+    parser.add_argument("--runs", type=Path, default=Path("results/time_to_optimum.jsonl"), help="file of finished problems")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.runs.parent.mkdir(parents=True, exist_ok=True)
@@ -146,9 +151,9 @@ def main() -> None:
 
 
 def raced(name: str, options: Any) -> dict[str, Any]:
-    """All runs of both sides on one problem, as they are kept."""
+    """Runs all our methods and all rates of the peer on one problem; returns what is stored."""
     problem, seeds = PROBLEMS[name](), range(options.seeds)
-    times = {n: [solved(problem, s, seed) for seed in seeds[: 1 if n in SLOW else None]] for n, s in SOLVERS.items()}
+    times = {n: [solved(problem, s, seed) for seed in seeds[: 1 if n in ONE_SEED else None]] for n, s in SOLVERS.items()}
     times = {n: runs for n, runs in times.items() if not isnan(runs[0].ended)}
     times |= {n: [descended(problem, d, options.descent, 0)] for n, d in DESCENTS.items()}
     times |= {"fit's own default": [defaulted(problem, 0)]}
@@ -162,14 +167,14 @@ def raced(name: str, options: Any) -> dict[str, Any]:
 
 
 def tables(entries: list[dict[str, Any]]) -> tuple[list[Row], list[Any], list[Any]]:
-    """The summary, and the medians of every method of ours and of the peer's."""
+    """The summary, and the medians over seeds of each of our methods and of each rate of the peer."""
     summary, ours, theirs = [], [], []
     for entry in entries:
         times, paths = ({n: [Time(*run) for run in runs] for n, runs in entry[side].items()} for side in ("ours", "theirs"))
         best, best_peer = fastest(times), fastest(paths)
-        mine, his = mid(times[best]), mid(paths[best_peer])
-        ratio = 0.0 if isinf(mine.gradients) else his.gradients / mine.gradients
-        summary.append(Row(entry["title"], best, mine, best_peer, his, ratio, entry["compilation"]))
+        our_time, peer_time = mid(times[best]), mid(paths[best_peer])
+        ratio = 0.0 if isinf(our_time.gradients) else peer_time.gradients / our_time.gradients
+        summary.append(Row(entry["title"], best, our_time, best_peer, peer_time, ratio, entry["compilation"]))
         ours += [(entry["title"], name, mid(runs)) for name, runs in times.items()]
         theirs += [(entry["title"], name, mid(runs)) for name, runs in paths.items()]
     return summary, ours, theirs
@@ -180,12 +185,12 @@ def _choices(options: Any) -> dict[str, int]:
 
 
 def _same(entry: dict[str, Any], options: Any) -> bool:
-    """Whether this was run as the options say."""
+    """Whether a stored problem was run with these options."""
     return all(entry[name] == value for name, value in _choices(options).items())
 
 
 def solved(problem: Problem, solver: Solver, seed: int) -> Time:
-    """A solver run to its own end, and again, by bisection, to the step from which it was near: a run repeats itself."""
+    """Runs a solver to its end, then finds the first step at which it is near, by bisection over runs with fewer steps."""
 
     def run(steps: int) -> tuple[Any, float, int]:
         guide = problem.factory(problem.model)
@@ -194,42 +199,42 @@ def solved(problem: Problem, solver: Solver, seed: int) -> Time:
         return done, problem.gap_of(guide), count[0]
 
     try:
-        with limited(PATIENCE):
-            done, ended, total = run(MOST)
+        with limited(MAX_SECONDS):
+            done, ended, total = run(MAX_ITERATIONS)
     except TimeoutError:
         return Time(inf, inf, inf, inf)
     except ValueError:
         return Time(inf, inf, nan, nan)
-    if ended >= NEAR:
+    if ended >= MAX_GAP:
         return Time(inf, inf, ended, total)
-    if done.seconds > LONG:
+    if done.seconds > MAX_REPEATED_SECONDS:
         return Time(total, done.seconds, ended, total)
     far, near, first = 0, done.steps, Time(total, done.seconds, ended, total)
     while near - far > 1:
         middle = (far + near) // 2
         short, gap, count = run(middle)
-        if gap < NEAR:
+        if gap < MAX_GAP:
             near, first = middle, Time(count, short.seconds, ended, total)
         else:
             far = middle
     return first
 
 
-def descended(problem: Problem, options: dict[str, Any], most: int, seed: int) -> Time:
-    """One gradient a step; the schedule belongs to a number of steps, so that is doubled until the end is near."""
+def descended(problem: Problem, options: dict[str, Any], max_steps: int, seed: int) -> Time:
+    """Runs a descent with twice the steps until its end is near: the schedule depends on the number of steps."""
     steps = 500
     while True:
         guide = problem.factory(problem.model)
         done = fit(problem.model, guide, problem.x, steps=steps, seed=seed, engine=Graph, **options)
         gap = problem.gap_of(guide)
-        if gap < NEAR or 2 * steps > most:
-            near = gap < NEAR
+        if gap < MAX_GAP or 2 * steps > max_steps:
+            near = gap < MAX_GAP
             return Time(steps if near else inf, done.seconds if near else inf, gap, steps)
         steps *= 2
 
 
 def defaulted(problem: Problem, seed: int) -> Time:
-    """fit(model, guide, x), with nothing chosen, to its own end; the gradients of rates that were tried or given up count."""
+    """Runs fit(model, guide, x) with all defaults to its end; also counts the gradients spent on trials of rates."""
     guide = problem.factory(problem.model)
     guide.setup(problem.x)
     draws = lowest_variance_objective(guide, Batch((problem.x,), {})).draws
@@ -242,12 +247,12 @@ def defaulted(problem: Problem, seed: int) -> Time:
             return super().advance(steps)
 
     done = fit(problem.model, guide, problem.x, seed=seed, engine=Counting)
-    gap, gradients = problem.gap_of(guide), draws * (taken + len(RATES) * TRIAL_STEPS)
-    return Time(gradients, done.seconds, gap, gradients) if gap < NEAR else Time(inf, inf, gap, gradients)
+    gap, gradients = problem.gap_of(guide), draws * (taken + len(RATES) * STEPS)
+    return Time(gradients, done.seconds, gap, gradients) if gap < MAX_GAP else Time(inf, inf, gap, gradients)
 
 
 def stopped(problem: Problem, other: peer.Peer, rate: tuple[float, float], seed: int) -> Time:
-    """The peer's run, up to the first look that finds it near; each look is 20 steps, or a twentieth, after the last."""
+    """The peer's run up to the first look that finds it near. Looks are 20 steps apart, and later 5 % of the steps so far."""
     path = other.run(*rate, seed=seed)
     closest, next_look = inf, 0.0
     for step, loc, root in zip(path.steps, path.loc, path.root, strict=True):
@@ -258,14 +263,14 @@ def stopped(problem: Problem, other: peer.Peer, rate: tuple[float, float], seed:
             tril = torch.from_numpy(root.copy())
             gap = problem.gap(torch.from_numpy(loc.copy()), tril if problem.full_rank else tril.diag())
             closest = min(closest, gap)
-            if gap < NEAR:
+            if gap < MAX_GAP:
                 return Time(float(step), float(step) * path.seconds, closest, float(step))
     return Time(inf, inf, closest, float(other.steps))
 
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in what runs longer."""
+    """Raises TimeoutError in the block after `seconds`."""
 
     def late(*_: object) -> None:
         raise TimeoutError
@@ -280,7 +285,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 class counted:  # noqa: N801 - a context manager
-    """Counts gradients of log p: one for each draw, and two for a Hessian-vector product of a draw."""
+    """Counts gradients of log p(x, h) in the block: one for each draw, two for a Hessian-vector product of a draw."""
 
     def __enter__(self) -> list[int]:
         count = [0]
@@ -332,9 +337,9 @@ def cancer() -> Problem:
 
 
 def digits() -> Problem:
-    """A q for each of 100 digits, behind a decoder that a fit has learned from all of them and that is frozen then.
+    """Mean fields of 100 digits in a VAE whose decoder was trained on all digits and then frozen.
 
-    The exact ELBO is an average over points as even as Sobol's; the gap is a datum's, on average.
+    A quasi-Monte Carlo average stands for the exact ELBO; the gap is a mean per datum.
     """
     data = datasets.digits(binarised=True).x
     with isolated(0):
@@ -363,7 +368,7 @@ def tractable(name: str, model: Any, x: Tensor, family: Family) -> Problem:
 
     def nelbo(loc: Tensor, root: Tensor) -> Tensor:
         if local and root.dim() == 2:
-            # The peer's packed mean field over all data.
+            # NumPyro packs the mean fields of all data into one vector.
             loc, root = loc.reshape(len(x), -1), root.diagonal().reshape(len(x), -1).diag_embed()
         q = torch.distributions.MultivariateNormal(loc, scale_tril=root)
         return -analytic_elbo(model, q, x).sum()
@@ -387,7 +392,7 @@ def numerical(name: str, model: Any, x: Tensor, family: Family, *, nelbo: Any, o
 
 
 def searched(name: str, model: Any, x: Tensor, guide: Any, *, nelbo: Any, other: Callable[[], None]) -> Problem:
-    """The best ELBO by L-BFGS on the exact one."""
+    """A problem whose best ELBO is found by L-BFGS on the exact ELBO."""
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         lam = torch.tensor(flat, requires_grad=True)
@@ -420,33 +425,34 @@ def mid(runs: list[Time]) -> Time:
 
 
 def fastest(times: dict[str, list[Time]]) -> str:
+    """The method with the fewest gradients; of methods that were never near, the one that ended nearest."""
     return min(times, key=lambda name: (mid(times[name]).gradients, mid(times[name]).ended))
 
 
 def report(summary: list[Row], ours: list[Any], theirs: list[Any], options: Any) -> list[str]:
-    apart = sum(row.mine.seconds < row.his.seconds for row in summary)
-    faster = sum(row.mine.seconds < row.his.seconds + row.compilation for row in summary)
+    apart = sum(row.our_time.seconds < row.peer_time.seconds for row in summary)
+    faster = sum(row.our_time.seconds < row.peer_time.seconds + row.compilation for row in summary)
     return [
         "## Time to the best ELBO of a Gaussian family",
         "",
         f"{len(summary)} of {len(PROBLEMS)} problems have been run.",
         "",
-        f"To within {NEAR} nats of the family's best ELBO, known in closed form or by quadrature; float64, 1 thread,",
+        f"To within {MAX_GAP} nats of the family's best ELBO, known in closed form or by quadrature; float64, 1 thread,",
         f"medians over {options.seeds} seeds (FixedDraws, descents and the default: one). A gradient is one of log p(x, h) at",
         "one draw; a Hessian-vector product is two. The gap of the VAE is a datum's: both sides know its decoder, and 512",
         "even points stand for the exact ELBO. fit's own default is `fit(model, guide, x)`, run to its own end. The peer is",
         "NumPyro's Adam with one draw a step, compiled, at the best of its rates for each problem, with an oracle that looks",
         "at the exact ELBO after every 20 steps, later after every twentieth",
         f"more, and stops it at the right one of {options.steps}. Ours have no rate to choose; *ends* is where they stop by",
-        f"themselves, after {MOST} iterations or {PATIENCE} s (inf) at most. Descents are run with 500, 1000, …",
+        f"themselves, after {MAX_ITERATIONS} iterations or {MAX_SECONDS} s (inf) at most. Descents are run with 500, 1000, …",
         f"{options.descent} steps until the end is near, for their rates fall to 0 with the last.",
         *([options.note] if options.note else []),
         "",
         "| problem | our best | gradients | s | peer's best rate | gradients | s | and to compile | ratio |",
         "|---|---|---:|---:|---|---:|---:|---:|---:|",
         *(
-            f"| {r.problem} | {r.best} | {_n(r.mine.gradients)} | {_s(r.mine.seconds)} | {r.rate} | {_never(r.his)} "
-            f"| {_s(r.his.seconds)} | {r.compilation:.1f} | {_ratio(r, options)} |"
+            f"| {r.problem} | {r.best} | {_n(r.our_time.gradients)} | {_s(r.our_time.seconds)} | {r.rate} "
+            f"| {_never(r.peer_time)} | {_s(r.peer_time.seconds)} | {r.compilation:.1f} | {_ratio(r, options)} |"
             for r in summary
         ),
         "",
@@ -479,14 +485,14 @@ def _s(seconds: float) -> str:
     return "–" if isinf(seconds) else f"{seconds:.2f}"
 
 
-def _never(his: Time) -> str:
-    return f"never (closest {his.ended:.2g} nats)" if isinf(his.gradients) else f"{his.gradients:.0f}"
+def _never(time: Time) -> str:
+    return f"never (closest {time.ended:.2g} nats)" if isinf(time.gradients) else f"{time.gradients:.0f}"
 
 
 def _ratio(row: Row, options: Any) -> str:
-    if isinf(row.mine.gradients):
+    if isinf(row.our_time.gradients):
         return "–"
-    return f"> {options.steps / row.mine.gradients:.0f}" if isinf(row.his.gradients) else f"{row.ratio:.1f}"
+    return f"> {options.steps / row.our_time.gradients:.0f}" if isinf(row.peer_time.gradients) else f"{row.ratio:.1f}"
 
 
 if __name__ == "__main__":

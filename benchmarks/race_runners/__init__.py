@@ -1,1 +1,1 @@
-"""The same fits by Pyro, NumPyro, PyTorch written by hand, and the engines of this suite."""
+"""The cases of `race.py`, fitted by Pyro, NumPyro, hand-written PyTorch and the engines of this suite."""

@@ -1,4 +1,4 @@
-"""The same fits by NumPyro's `svi.run`."""
+"""The cases by NumPyro's `svi.run`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def logistic(inputs: Any, y: Any) -> None:
 
 
 def vae(hidden: tuple[int, ...], size: int, total: int) -> tuple[Any, Any]:
-    """Tanh nets on either side, weights as parameters; of `total` data, called with the rows of a batch."""
+    """Encoder and decoder are tanh nets with their weights as parameters; both are called with a batch of the `total` data."""
 
     def net(name: str, x: Any, widths: tuple[int, ...]) -> Any:
         for k, width in enumerate(widths):
@@ -69,7 +69,7 @@ def vae(hidden: tuple[int, ...], size: int, total: int) -> tuple[Any, Any]:
 
 
 def pair(case: str) -> tuple[Any, Any]:
-    """Model and guide."""
+    """Model and guide of a case."""
     if case in ("d", "e", "f"):
         return vae((200, 200), 50, 12_800) if case == "f" else vae((200,), 8, 1797)
     return {
@@ -81,7 +81,7 @@ def pair(case: str) -> tuple[Any, Any]:
 
 
 def by_numpyro(case: str, steps: int) -> Any:
-    """The losses of NumPyro's own loop: `svi.run`, or, for minibatches, an epoch at a time as its example of a VAE does."""
+    """The losses of NumPyro's own loop: `svi.run`, or for minibatches one epoch at a time, as in its VAE example."""
     model, guide = pair(case)
     svi = SVI(model, guide, numpyro.optim.Adam(RATE), Trace_ELBO())
     args = tuple(map(jnp.asarray, data(case)))

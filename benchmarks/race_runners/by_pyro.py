@@ -1,4 +1,4 @@
-"""Pyro's models and guides, run by `SVI.step` or by an engine of this suite."""
+"""The cases as Pyro programs, run by `SVI.step` or by an engine of this suite."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def logistic(inputs: Tensor, y: Tensor) -> None:
 
 
 def pair(case: str) -> tuple[Any, Any]:
-    """Model and guide."""
+    """Model and guide of a case."""
     if case in ("d", "e", "f"):
         pixels, size, hidden = (784, 50, (200, 200)) if case == "f" else (64, 8, (200,))
         model = VAE((pixels,), size, decoder=decoders.MLP(hidden))
@@ -63,7 +63,7 @@ def pair(case: str) -> tuple[Any, Any]:
 
 
 def by_engine(engine: type[Engine], case: str, steps: int) -> Tensor:
-    """The losses of a fit."""
+    """The losses of a fit by `engine`, shape (steps,)."""
     torch.manual_seed(0)
     model, guide = pair(case)
     x = tuple(map(torch.from_numpy, data(case)))
@@ -71,7 +71,7 @@ def by_engine(engine: type[Engine], case: str, steps: int) -> Tensor:
 
 
 def by_engine_together(engine: type[Engine], seeds: int, case: str, steps: int) -> Tensor:
-    """The losses of fits with so many seeds, shape (seeds, steps)."""
+    """The losses of simultaneous fits, one for each seed, shape (seeds, steps)."""
     torch.manual_seed(0)
     pairs = [pair(case) for _ in range(seeds)]
     x = tuple(map(torch.from_numpy, data(case)))
@@ -80,7 +80,7 @@ def by_engine_together(engine: type[Engine], seeds: int, case: str, steps: int) 
 
 
 def by_svi(case: str, steps: int) -> Tensor:
-    """The losses of Pyro's own loop, as its tutorials write it, with its checks off as they are in a fit of ours."""
+    """The losses of the loop in Pyro's tutorials, without argument checks, which `fit` also switches off."""
     pyro.enable_validation(False)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)

@@ -1,4 +1,4 @@
-"""The same fits as a PyTorch loop written by hand for each, with no more in it than the algebra needs."""
+"""The cases in hand-written PyTorch: each loss is written out and does only the arithmetic that it needs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Loss = Callable[..., Tensor]
 
 
 def normal(value: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
+    """log N(value; loc, scale²), summed."""
     scale = torch.as_tensor(scale)
     return (-(((value - loc) / scale) ** 2) / 2 - scale.log() - log(2 * pi) / 2).sum()
 
@@ -42,6 +43,7 @@ def logistic_joint(w: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
 
 
 def factorised(joint: Loss, size: int, args: tuple[Tensor, ...]) -> tuple[list[Tensor], Loss]:
+    """Mean field over `size` unconstrained latents, parametrised as Pyro's AutoNormal."""
     loc, raw = torch.zeros(size, requires_grad=True), torch.full((size,), -2.0, requires_grad=True)
 
     def loss() -> Tensor:
@@ -52,6 +54,7 @@ def factorised(joint: Loss, size: int, args: tuple[Tensor, ...]) -> tuple[list[T
 
 
 def full_rank(joint: Loss, size: int, args: tuple[Tensor, ...]) -> tuple[list[Tensor], Loss]:
+    """Full rank over `size` unconstrained latents, parametrised as Pyro's AutoMultivariateNormal."""
     loc, raw = torch.zeros(size, requires_grad=True), torch.full((size,), -2.0, requires_grad=True)
     lower = torch.eye(size).requires_grad_()
 
@@ -82,7 +85,7 @@ def vae(pixels: int, hidden: tuple[int, ...], size: int, total: int) -> tuple[li
 
 
 def problem(case: str, args: tuple[Tensor, ...]) -> tuple[list[Tensor], Loss]:
-    """Parameters and loss."""
+    """Parameters and loss of a case."""
     if case == "a":
         return local(*args)
     if case == "b1":
@@ -97,6 +100,7 @@ def problem(case: str, args: tuple[Tensor, ...]) -> tuple[list[Tensor], Loss]:
 
 
 def batches(case: str, args: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """The arguments of the loss in each step: a minibatch, all data, or nothing where the loss holds the data."""
     while True:
         if case in BATCH:
             for index in torch.randperm(len(args[0])).split(BATCH[case]):
@@ -106,7 +110,7 @@ def batches(case: str, args: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]
 
 
 def by_torch(case: str, steps: int) -> Tensor:
-    """The losses."""
+    """The losses of a fit, shape (steps,)."""
     torch.manual_seed(0)
     args = tuple(map(torch.from_numpy, data(case)))
     parameters, loss = problem(case, args)
