@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..engine.minibatches import Batch
-from ..programs.traced_pairs import PLATE, Pair, is_point_mass, latents, traces
+from ..programs.traced_pairs import PLATE, Pair, is_point_mass, latents, traced_pairs
 
 __all__ = ["data_count", "score_draws"]
 
@@ -42,7 +42,7 @@ def score_draws(model: Callable[..., Any], guide: Callable[..., Any], batch: Bat
         hold = any(not is_point_mass(site["fn"]) for site in _drawn(guide, batch).values())
         parts = []
         for _ in range(ceil(DRAWS / count)):
-            for pair in traces(*call, draws=count, hold=hold):
+            for pair in traced_pairs(*call, draws=count, hold=hold):
                 parts += _scores(pair, leaves)
     return torch.stack(parts)
 
