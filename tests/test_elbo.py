@@ -87,7 +87,7 @@ def test_chunks_make_no_difference(monkeypatch):
     model, x = demo(LocalGaussian)
     guide = build(model, Local, MeanField, x)
     whole = elbo(model, guide, x, draws=50)
-    monkeypatch.setattr("inference.programs.draws.LIMIT", 7 * x.numel())
+    monkeypatch.setattr("inference.programs.draws.MAX_SCORED_NUMBERS", 7 * x.numel())
     parts = elbo(model, guide, x, draws=50)
     assert abs(whole.value - parts.value) < 5 * (whole.se**2 + parts.se**2) ** 0.5
     assert abs(parts.se / whole.se - 1) < 0.5
@@ -122,7 +122,7 @@ class TestPointMass:
 
     def test_in_several_chunks(self, monkeypatch):
         model, x = demo(LocalGaussian)
-        monkeypatch.setattr("inference.programs.draws.LIMIT", 7 * x.numel())
+        monkeypatch.setattr("inference.programs.draws.MAX_SCORED_NUMBERS", 7 * x.numel())
         found = elbo(model, Local(model, Delta()), x, draws=40)
         assert (found.value, found.se) == (-float("inf"), 0.0)
 

@@ -85,7 +85,7 @@ class TestContract:
         assert objective == pickle.loads(pickle.dumps(objective)) == cls()
         assert hash(objective) == hash(cls())
         with pytest.raises(dataclasses.FrozenInstanceError):
-            objective.k = 3
+            objective.draws = 3
         assert isinstance(cls.estimates_elbo, bool)
         for said in ("Estimates: ", "lower is better", "unbiased", "exact posterior", "Harmful: ", "Reference: "):
             assert said in " ".join(cls.__doc__.split())

@@ -22,7 +22,7 @@ from ..evidence.blocks import with_table
 from ..fitting.unseen import Ascent, ascend, log_weights
 from ..plots.gap_bars import gap_bars
 from ..programs.bound import unwrap
-from ..programs.draws import LIMIT
+from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
 
@@ -199,7 +199,7 @@ def _elbos(
     """ELBO(own), ELBO(source) − ELBO(own), ELBO(best) − ELBO(source), and ELBO(best), draw for draw on the same noise."""
     assert guide.latents is not None
     numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
-    chunk = max(1, min(draws, LIMIT // max(1, numbers)))
+    chunk = max(1, min(draws, MAX_SCORED_NUMBERS // max(1, numbers)))
     own, source, best = ends
     chunks = []
     with torch.no_grad(), pyro.validation_enabled(False):

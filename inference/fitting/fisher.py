@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..engine.minibatches import Batch
-from ..programs.traced_pairs import PLATE, Pair, is_point_mass, latents, traces
+from ..programs.traced_pairs import PLATE, Pair, is_point_mass, latents, traced_pairs
 
 __all__ = ["data_count", "guide_sites", "score_draws"]
 

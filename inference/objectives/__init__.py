@@ -1,4 +1,4 @@
-"""Objectives: what a fit minimises, and how its gradient is estimated. One file each."""
+"""Objectives of a fit: each defines a loss and the estimator of its gradient. One file each."""
 
 from .analytic_elbo import AnalyticELBO
 from .analytic_kl import AnalyticKL

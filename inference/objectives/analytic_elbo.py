@@ -1,4 +1,4 @@
-"""The closed-form ELBO as what a fit climbs."""
+"""The closed-form ELBO as an objective."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AnalyticELBO:
     """−ELBO of a Tractable model in closed form: a loss without noise.
 
     For `models.BinaryVAE` the closed form is a sum over all states (enumeration); with `guides.Posterior` as guide it is
-    −log p(x) itself. The guide must have a `q` that the model's `expected_log_likelihood` takes.
+    −log p(x) itself. The guide must have a `q` that the model's `expected_log_likelihood` accepts.
 
     Estimates: −ELBO; lower is better. Value and gradient are exact; the gradient vanishes at the best λ of the family.
     Harmful: nowhere that the closed form exists.
@@ -29,8 +29,8 @@ class AnalyticELBO:
     estimates_elbo: ClassVar[bool] = True
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Loss:
-        own: Any = unwrap(guide)
+        tractable_guide: Any = unwrap(guide)
         (x,) = args
-        elbo = analytic_elbo(unwrap(model), own.q(x, kwargs.get("index")), x).sum()
+        elbo = analytic_elbo(unwrap(model), tractable_guide.q(x, kwargs.get("index")), x).sum()
         loss = -elbo * (kwargs.get("size", len(x)) / len(x))
         return Loss(loss.detach(), loss)

@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["Loss", "Objective"]
+from ..programs.validation import check_draws
+
+__all__ = ["FromDraws", "Loss", "Objective"]
 
 
 class Loss(NamedTuple):
-    """What an objective returns: two scalars, in nats, totals over the whole data (a minibatch is scaled up to it)."""
+    """The result of an objective: two scalars, in nats, summed over the whole data (a minibatch is scaled up to it)."""
 
     value: Tensor
-    """The estimate of −ELBO, or of minus another bound; lower is better. Its gradient means nothing."""
+    """The estimate of −ELBO, or of minus another bound; lower is better. Its gradient has no meaning."""
     surrogate: Tensor
-    """What autograd differentiates: its gradient is the gradient estimate. Its value means nothing."""
+    """The tensor to differentiate: its gradient is the gradient estimate. Its value has no meaning."""
 
 
 class Objective(Protocol):
     """Estimates a bound and its gradient from draws of the guide.
 
-    An objective is a small frozen object. One call runs the guide and the model, as plain Pyro, and returns tensors: no
-    number is read out of them and no branch depends on one, so that an engine can capture the call as a graph.
+    An objective is a small frozen object. One call runs the guide and the model, as plain Pyro, and returns tensors. It
+    reads no number out of a tensor and branches on none, so that an engine can capture the call as a graph.
     """
 
     estimates_elbo: ClassVar[bool]
-    """Whether `value` and the gradient of `surrogate` are unbiased estimates of those of −ELBO."""
+    """Whether `value` and the gradient of `surrogate` are unbiased estimates of −ELBO and its gradient."""
 
     def __call__(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Loss:
-        """One estimate.
+        """Returns one estimate.
 
         Args:
             model, guide: a Pyro pair with the same latents.
             args, kwargs: the arguments of one call of either.
 
         Raises:
-            ValueError: if this objective cannot be used with this pair; the message names one that can.
+            ValueError: if the objective does not apply to this pair; the message names one that does.
         """
+
+
+class FromDraws(ABC):
+    """Base of the objectives with an option `draws`, the number K of draws of the guide in one estimate."""
+
+    estimates_elbo: ClassVar[bool]
+    min_draws: ClassVar[int] = 1
+    draws: int
+
+    def __post_init__(self) -> None:
+        check_draws(self, self.draws, least=self.min_draws)
+
+    @abstractmethod
+    def __call__(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Loss:
+        """Returns one estimate, as described in `Objective`."""

@@ -7,35 +7,31 @@ from typing import Any, ClassVar
 
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
-from ..programs.log_weights import check_draws
 from ..programs.traced_pairs import Program, structure
-from .base import Loss
+from .base import FromDraws, Loss
 
 __all__ = ["Enumerated"]
 
 
 @dataclass(frozen=True)
-class Enumerated:
+class Enumerated(FromDraws):
     """−ELBO with every finite discrete latent summed out: over q where the guide draws it, else over the model's prior.
 
-    A latent that the guide leaves out is marginalised exactly, which also removes its part of the gap; `fit` asks that the
-    model mark such a site by ``infer={"enumerate": "parallel"}``. Continuous latents are drawn, as in TraceELBO.
+    A latent that the guide leaves out is marginalised exactly, which also removes its part of the gap; `fit` requires the
+    model to mark such a site by ``infer={"enumerate": "parallel"}``. Continuous latents are drawn, as in TraceELBO.
 
-    Estimates: −ELBO; lower is better. Value and gradient are unbiased; with discrete latents only they are exact, and the
-    gradient vanishes exactly at the exact posterior. Harmful: the cost is that of all combinations of values within one
-    datum. An engine cannot capture it as a graph: Pyro's contraction looks at the numbers.
+    Estimates: −ELBO; lower is better. Value and gradient are unbiased. If all latents are discrete they are exact, and the
+    gradient is zero at the exact posterior. Harmful: the cost grows with the number of combinations of values within one
+    datum. An engine cannot capture it as a graph, because Pyro's tensor contraction branches on numbers.
 
     Args:
-        draws: draws of the continuous latents, averaged.
+        draws: number K of draws of the continuous latents, averaged.
 
     Reference: Obermeyer, Bingham, Jankowiak et al., "Tensor variable elimination for plated factor graphs" (2019).
     """
 
     estimates_elbo: ClassVar[bool] = True
     draws: int = 1
-
-    def __post_init__(self) -> None:
-        check_draws(self, self.draws)
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
         known = structure(model, guide, args, kwargs)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..programs.log_weights import check_draws, weights
-from ..programs.traced_pairs import Program, require_reparameterised, traces
+from ..programs.log_weights import LogWeights
 from .base import Loss
+from .weighted import Call, Weighted
 
 __all__ = ["Renyi"]
 
 
 @dataclass(frozen=True)
-class Renyi:
-    """−1/(1 − α) log (1/k) Σ_k w_k^(1 − α), w = p(x, h) / q(h | x), per datum, from k reparameterised draws.
+class Renyi(Weighted):
+    """−1/(1 − α) log (1/K) Σ_k w_k^(1 − α), w_k = p(x, h_k) / q(h_k | x), per datum, from K = `draws` reparameterised draws.
 
-    Estimates: minus the k-draw Rényi bound; lower is better. Value and gradient are unbiased for that bound, and biased for
-    its limit of many draws. α = 0 is IWAE, α → 1 the ELBO, α < 0 can exceed the evidence. At the exact posterior the value
-    is constant; the gradient vanishes in the mean only. Harmful: with a shared latent the weights of all data multiply, and
+    Estimates: minus the K-draw Rényi bound; lower is better. Value and gradient are unbiased for that bound, and biased for
+    its limit of many draws. α = 0 is IWAE, α → 1 the ELBO, and α < 0 can exceed the evidence. At the exact posterior the value
+    is constant; the gradient vanishes only in the mean. Harmful: with a shared latent the weights of all data multiply, and
     one draw takes all the weight.
 
     Args:
-        alpha: the order, any number but 1.
-        draws: draws in each bound.
+        alpha: the order, any finite number but 1.
+        draws: number K of draws in each bound.
 
     Reference: Li & Turner, "Rényi divergence variational inference" (2016), equation 8.
     """
@@ -34,14 +34,11 @@ class Renyi:
     draws: int = 5
 
     def __post_init__(self) -> None:
-        check_draws(self, self.draws)
+        super().__post_init__()
         if self.alpha == 1 or not abs(self.alpha) < float("inf"):
             raise ValueError(f"Renyi: alpha must be finite and not 1, but is {self.alpha}: at 1 the bound is TraceELBO's.")
 
-    def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:
-        pairs = traces(model, guide, args, kwargs, draws=self.draws)
-        require_reparameterised(pairs[0], self)
-        draws = weights(pairs, self)
+    def loss(self, log_weights: LogWeights, call: Call) -> Loss:
         order = 1.0 - self.alpha
-        bound = draws.total(((order * draws.log_w).logsumexp(0) - log(self.draws)) / order)
+        bound = log_weights.total(((order * log_weights.log_w).logsumexp(0) - log(self.draws)) / order)
         return Loss(-bound.detach(), -bound)

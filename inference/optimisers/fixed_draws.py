@@ -16,7 +16,7 @@ from scipy.optimize import OptimizeResult, minimize
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from ..programs.traced_pairs import PLATE, is_point_mass, traces
+from ..programs.traced_pairs import PLATE, is_point_mass, traced_pairs
 from .base import Solution, Solver, Target
 
 __all__ = ["FixedDraws", "SampleAverage"]
@@ -97,7 +97,7 @@ class FixedDraws(Solver):
     def _correlated(target: Target) -> int:
         """How many latents the guide correlates. Raises unless it draws Gaussians."""
         with _Frozen(2) as frozen, torch.no_grad():
-            traces(target.model, target.guide, target.args, {}, draws=2)
+            traced_pairs(target.model, target.guide, target.args, {}, draws=2)
         return int(frozen.correlated)
 
 
@@ -157,7 +157,7 @@ class SampleAverage:
 
     def _loss(self) -> Tensor:
         with self.frozen:
-            pairs = traces(self.target.model, self.target.guide, self.target.args, {}, draws=self.draws)
+            pairs = traced_pairs(self.target.model, self.target.guide, self.target.args, {}, draws=self.draws)
         total = torch.stack([pair.guide.log_prob_sum() - pair.model.log_prob_sum() for pair in pairs]).sum()
         return total / self.draws
 

@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..programs.log_weights import density, shared_frames
-from ..programs.traced_pairs import Pair, is_point_mass, latents, rerun, traces
+from ..programs.log_weights import log_density, shared_frames
+from ..programs.traced_pairs import Pair, is_point_mass, latents, rerun, traced_pairs
 from .base import Target
 
 __all__ = ["Scores"]
@@ -27,7 +27,7 @@ class Scores:
         self.draws = draws
         self.call: Any = (target.model, target.guide, target.args, {})
         with torch.no_grad():
-            pairs = traces(*self.call, draws=draws, hold=True)
+            pairs = traced_pairs(*self.call, draws=draws, hold=True)
         self.sites = [next((n, s) for n, s in latents(p.guide).items() if not is_point_mass(s["fn"])) for p in pairs]
         self.frames = shared_frames(pairs[0])
 
@@ -51,7 +51,7 @@ class Scores:
     def _score(self, name: str, site: dict[str, Any], z: Tensor) -> tuple[Tensor, Tensor]:
         value = z.detach().to(site["value"]).reshape(site["value"].shape).requires_grad_()
         pair = rerun({name: {**site, "value": value}}, *self.call)
-        log_p = density([pair.model], self.frames) - density([_maps(pair)], self.frames)
+        log_p = log_density([pair.model], self.frames) - log_density([_maps(pair)], self.frames)
         return log_p.detach().double(), torch.autograd.grad(log_p.sum(), value)[0].double()
 
 

@@ -1,3 +1,3 @@
-"""Running a Pyro model and guide: validated, isolated, bound to parameters, drawn from, scored."""
+"""Runs a Pyro model and guide: validates, isolates, binds to parameters, draws, and scores the draws."""
 
 __all__: list[str] = []

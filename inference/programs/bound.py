@@ -1,4 +1,4 @@
-"""A program bound to the parameters that a fit gave it."""
+"""Pyro programs bound to fitted parameters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["BoundProgram", "bind", "unwrap"]
 
 
 class BoundProgram:
-    """A Pyro program that runs with param-store values of its own: what a fit returns for a plain function.
+    """A Pyro program with its own param-store values. A fit returns one for a plain function.
 
     Args:
         program: the model or guide.
-        params: the param store's state that holds its values.
+        params: the state of the param store with its values.
     """
 
     def __init__(self, program: Callable[..., Any], params: StateDict) -> None:
@@ -31,9 +31,9 @@ class BoundProgram:
 
 
 def bind(program: Callable[..., Any], params: StateDict, names: set[str]) -> Callable[..., Any]:
-    """`program` bound to the values of its parameters `names`, unless it is a module that holds all of them itself.
+    """Binds `program` to the values of its parameters `names`. A module that holds all of them is returned as it is.
 
-    A program that is bound already brings its values into `params`.
+    If the program is already bound, its values are copied into `params`.
     """
     if isinstance(program, BoundProgram):
         params["params"].update(program.params["params"])
@@ -45,5 +45,5 @@ def bind(program: Callable[..., Any], params: StateDict, names: set[str]) -> Cal
 
 
 def unwrap(program: Callable[..., Any]) -> Callable[..., Any]:
-    """The program itself, out of its `BoundProgram`."""
+    """The program inside a `BoundProgram`; any other program as it is."""
     return program.program if isinstance(program, BoundProgram) else program

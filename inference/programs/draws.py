@@ -1,4 +1,4 @@
-"""Draws h ~ q with the log densities of all three factors: what every estimator here is made of."""
+"""Draws h ~ q with the log densities of likelihood, prior and q: the input of every estimator without gradients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .bound import unwrap
 
 __all__ = ["Draws", "draw_all", "draw_chunks"]
 
-LIMIT = 2**18
-"""How many numbers of x, times draws, one vectorised call may score: with more, they leave the processor's cache."""
+MAX_SCORED_NUMBERS = 2**18
+"""Numbers in x times draws that one vectorised call scores. More of them do not fit the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Draws:
     """log q(h | x); +inf where q is a point mass."""
     per_datum: bool
     pointwise: dict[str, Tensor]
-    """log p(x | h) of each observed site, shape (K, *batch), as the model's plates have it."""
+    """log p(x | h) of each observed site, shape (K, *batch) with the batch shape of the site in the model."""
 
     @property
     def total(self) -> Draws:
-        """The same draws with densities of all data together, shape (K,)."""
+        """The same draws with log densities summed over the data, shape (K,)."""
         if not self.per_datum:
             return self
         log_p = (self.log_likelihood.sum(-1), self.log_prior.sum(-1))
@@ -57,10 +57,10 @@ def draw_chunks(
     *,
     draws: int,
 ) -> Iterator[Draws]:
-    """Yields `draws` draws in chunks. Densities are per datum if every latent lies inside the data plate.
+    """Yields `draws` draws in chunks. Log densities are per datum if every latent lies inside the data plate.
 
-    A model and guide that keep the contracts of this suite (or Pyro's autoguides) are called with an outer plate of
-    draws; any other pair is called once for each draw. Call it inside `isolated`.
+    Models and guides of this suite, and Pyro's autoguides, are called with an outer plate of draws; any other pair is
+    called once for each draw. Run it inside `isolated`.
     """
     plate = getattr(unwrap(guide), "plate", "data")
     with torch.no_grad():
@@ -75,10 +75,10 @@ def draw_chunks(
                 yield _collect(sites, 1, nesting, plate, vectorised=False, point_masses=point_masses)
             return
         numbers = sum(site["value"].numel() for site in one if site["is_observed"])
-        chunk = max(1, LIMIT // max(1, numbers))
+        chunk = max(1, MAX_SCORED_NUMBERS // max(1, numbers))
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
-            with pyro.plate("_particles", size, dim=-1 - nesting):
+            with pyro.plate("_draws", size, dim=-1 - nesting):
                 sites = _trace(model, guide, args)
             yield _collect(sites, size, nesting, plate, vectorised=True, point_masses=point_masses)
 
@@ -104,7 +104,7 @@ def draw_all(
 
 
 def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """The sample sites of one call of both, each with its "log_prob" and the "role" of its factor in the ELBO."""
+    """The sample sites of one call of guide and model, each with its "log_prob" and a "role": q, prior or likelihood."""
     guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args))
     model_trace = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args))
     sites = []
@@ -123,7 +123,7 @@ def _collect(
     per_datum = all(_dim(site, plate) is not None for site in sites)
 
     def density(role: str) -> Tensor:
-        """The factor's log density: sites added up, and all dimensions summed but the draws' and the data's."""
+        """The log density of one role, summed over its sites and over all dimensions except draws and data."""
         total = torch.zeros(())
         for site in sites:
             if site["role"] == role:
@@ -151,13 +151,13 @@ def _dim(site: dict[str, Any], plate: str) -> int | None:
 
 
 def _aligned(value: Tensor, nesting: int, draws: int) -> Tensor:
-    """`value` with the draws in dimension 0, followed by `nesting` plates."""
+    """Reshapes `value` to have the draws in dimension 0, followed by `nesting` plates."""
     value = value.reshape((1,) * (nesting + 1 - value.dim()) + tuple(value.shape))
     return value.expand(draws, *value.shape[1:])
 
 
 def _values(site: dict[str, Any], nesting: int, draws: int, vectorised: bool) -> Tensor:
-    """Draws of one latent, shape (K, *shape), where shape has only the plates that the latent is in."""
+    """Draws of one latent, shape (K, *shape), where shape holds only the plates that contain the latent."""
     value: Tensor = site["value"]
     if not vectorised:
         return value.unsqueeze(0)
@@ -167,16 +167,16 @@ def _values(site: dict[str, Any], nesting: int, draws: int, vectorised: bool) ->
 
 
 def _squeezed(value: Tensor, site: dict[str, Any], nesting: int) -> Tensor:
-    """`value`, (K, plates, *event), without the plates that the site is not in."""
+    """Drops from `value`, shape (K, *plates, *event), the plates that do not contain the site."""
     inside = {frame.dim for frame in site["cond_indep_stack"]}
     outside = [d for d in range(1, nesting + 1) if d - nesting - 1 not in inside]
     return value.squeeze(outside) if outside else value
 
 
 def _point_masses(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
-    """Whether q has no density, from two draws of it.
+    """Whether q is a point mass, decided from the sites of two calls.
 
-    Autoguides also use Delta sites, but to pass on an auxiliary draw, which differs from one time to the next.
+    Autoguides also use Delta sites, but to pass on an auxiliary draw, whose value differs between the two calls.
     """
     return any(
         site["role"] == "q"

@@ -16,17 +16,17 @@ __all__ = ["Scope", "isolated", "param_store"]
 
 
 class Scope:
-    """A random state and a param store of its own, which can be left and entered again.
+    """A private random state and param store, which can be left and re-entered.
 
-    On leaving it, by whatever way, the random states (torch, NumPy, Python), the param store, the default dtype and the
-    validation flags are as they were.
+    On exit, also by an error, the global random states (torch, NumPy, Python), param store, default dtype and validation
+    flags are restored.
 
     Args:
-        seed: for all three generators, when it is entered first.
+        seed: for all three generators, at the first entry.
 
     Attributes:
-        store: the state of the param store, as it was when the scope was left without an error.
-        rng: the three generators' states, as they were then; None before it is entered.
+        store: the state of the param store at the last exit without an error.
+        rng: the states of the three generators at that exit; None before the first one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,7 +36,7 @@ class Scope:
 
     @contextmanager
     def entered(self) -> Iterator[StateDict]:
-        """Everything inside belongs to the scope."""
+        """Runs the `with` block inside the scope. Yields the state of its param store."""
         dtype, rng, validate = torch.get_default_dtype(), get_rng_state(), Distribution._validate_args
         try:
             with (
@@ -64,7 +64,7 @@ def isolated(seed: int) -> Iterator[StateDict]:
         seed: for all three generators.
 
     Yields:
-        The state of the scope's param store, filled in when the scope is left without an error.
+        The state of the scope's param store, filled in on exit without an error.
     """
     with Scope(seed).entered() as store:
         yield store
@@ -72,7 +72,7 @@ def isolated(seed: int) -> Iterator[StateDict]:
 
 @contextmanager
 def param_store(state: StateDict) -> Iterator[StateDict]:
-    """Swaps the param store's content for `state`. Unlike the store's own `scope`, it leaves the tensors' attributes alone."""
+    """Replaces the param store's content by `state`. Unlike the store's own `scope`, keeps the attributes of the tensors."""
     store = pyro.get_param_store()
     params, constraints = dict(store.named_parameters()), dict(store._constraints)
     try:

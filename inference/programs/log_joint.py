@@ -1,4 +1,4 @@
-"""log p(x, h) of any Pyro model as a function of one unconstrained vector, with its gradient, for many vectors at once."""
+"""log p(x, h) of a Pyro model as a function of an unconstrained vector, with gradients, vectorised over many vectors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["LogJoint"]
 
 
 class LogJoint:
-    """u ↦ log p(x, h(u)) + log |det ∂h/∂u|, u the packed unconstrained latents: the log density that samplers see, in nats.
+    """u ↦ log p(x, h(u)) + log |det ∂h/∂u| for the packed unconstrained latents u: the log density that samplers see, in nats.
 
     Args:
         model: any Pyro program with continuous latents whose supports do not depend on one another.
         x: the data, or a tuple of the model's arguments.
-        chunk: how many vectors one vectorised call evaluates.
+        chunk: vectors evaluated by one vectorised call.
     """
 
     def __init__(self, model: Callable[..., Any], x: Tensor | tuple[Any, ...], *, chunk: int = 1000) -> None:
@@ -43,7 +43,7 @@ class LogJoint:
         return self._over(self._density, u)
 
     def score(self, u: Tensor) -> Tensor:
-        """Its gradient at each u, shape (K, dim): shape (K, dim). A number, also where the model has parameters."""
+        """The gradient of the log density at each u, shape (K, dim): shape (K, dim). Detached from the model's parameters."""
         return self._over(self._score, u.detach()).detach()
 
     def hessian(self, u: Tensor) -> Tensor:
@@ -52,19 +52,19 @@ class LogJoint:
             return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
-        """The latents at each u: for each site shape (K, *shape)."""
+        """The latents at each u, shape (K, dim): for each site shape (K, *shape)."""
         return {name: value.detach() for name, value in torch.func.vmap(lambda v: self.latents.constrain(v)[0])(u).items()}
 
     def unconstrain(self, h: Mapping[str, Tensor]) -> Tensor:
-        """The u of draws of the latents: shape (K, dim)."""
-        return self.latents.pack(h)
+        """The unconstrained vectors of K draws of the latents: shape (K, dim)."""
+        return self.latents.unconstrain(h)
 
     def at(self, u: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
         """The log density at one u, shape (dim,): shape (). Differentiable; transform it by torch.func within `evaluated`.
 
         Args:
             u: the packed unconstrained latents.
-            args: other data of the same shape.
+            args: other data of the same shape; by default those of this object.
         """
         return self.latents.log_joint(self.model, u, self.args if args is None else args)
 

@@ -1,4 +1,4 @@
-"""Log weights log p(x, h) − log q(h | x), per datum where the pair allows it."""
+"""Log weights log p(x, h) − log q(h | x), per datum where the plates of the pair allow it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from .traced_pairs import PLATE, Pair, Program, held, latents
+from .traced_pairs import PLATE, Pair, Program, held_pair, latents
 
-__all__ = ["Weights", "check_draws", "density", "held_weights", "shared_frames", "weights"]
+__all__ = ["LogWeights", "held_log_weights", "log_density", "pair_log_weights", "shared_frames"]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Log densities of K draws, in nats. Shape (K, *plates): the plates that *every* site of the pair lies in.
+class LogWeights:
+    """Log densities of K draws, in nats. Shape (K, *plates), with the plates that contain *every* site of the pair.
 
-    Data inside such plates are independent given the parameters, so each has a weight of its own. Where a latent is shared
-    between data there is no such plate, and one weight, of shape (K,), stands for all of them.
+    Data inside these plates are independent given the parameters, so each has its own weight. A latent shared between data
+    leaves no such plate: then there is one weight for all data, of shape (K,).
     """
 
     log_p: Tensor
@@ -30,10 +30,11 @@ class Weights:
     log_q: Tensor
     """log q(h | x)."""
     scale: float
-    """Rows of the data for each row of the minibatch: what a sum over the plates is multiplied with."""
+    """Size of the data over the size of the minibatch: the factor of sums over the plates."""
     frames: tuple[CondIndepStackFrame, ...]
+    """The plates."""
     pairs: list[Pair]
-    """The traces that they come from."""
+    """The traces from which the densities were computed."""
 
     @property
     def log_w(self) -> Tensor:
@@ -45,13 +46,13 @@ class Weights:
         return self.scale * bound.sum()
 
 
-def weights(pairs: list[Pair], objective: Any, *, linear: bool = False) -> Weights:
-    """The log weights of draws.
+def pair_log_weights(pairs: list[Pair], objective: Any, *, linear: bool) -> LogWeights:
+    """Computes the log weights of draws.
 
     Args:
-        pairs: from `traces`.
-        objective: whose they are, for the error.
-        linear: whether the objective is linear in the log weight, so that a minibatch's joint weight does no harm.
+        pairs: from `traced_pairs`.
+        objective: the objective that uses them; its class is named in the error.
+        linear: whether the objective is linear in the log weights, so that the joint weight of a minibatch is unbiased.
 
     Raises:
         ValueError: if the data are a minibatch and a latent is shared between data, unless `linear`.
@@ -60,40 +61,27 @@ def weights(pairs: list[Pair], objective: Any, *, linear: bool = False) -> Weigh
     scale = prod((frame.full_size or frame.size) / frame.size for frame in frames)
     if not linear:
         _refuse_joint_minibatch(pairs[0], frames, objective)
-    log_p = density([pair.model for pair in pairs], frames) / scale
-    log_q = density([pair.guide for pair in pairs], frames) / scale
-    return Weights(log_p, log_q, scale, frames, pairs)
+    return LogWeights(*_log_densities(pairs, frames, scale), scale, frames, pairs)
 
 
-def held_weights(known: Weights, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Weights:
-    """The same log weights, but with the draws held fixed: the gradient reaches the parameters through the densities alone.
+def held_log_weights(
+    known: LogWeights, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> LogWeights:
+    """The same log weights with the draws detached: gradients reach the parameters through the densities alone.
 
-    Runs nothing twice where it can: if the guide draws once and the model has nothing to learn, then the distribution that
-    the draw came from scores it again as it stands.
+    If the guide has a single latent and the model nothing to learn, the distribution of the draw is scored again;
+    otherwise guide and model are rerun.
     """
     if all(_draws_once(pair) for pair in known.pairs):
-        log_q = density([_rescored(pair.guide) for pair in known.pairs], known.frames) / known.scale
+        log_q = log_density([_rescored(pair.guide) for pair in known.pairs], known.frames) / known.scale
         return replace(known, log_p=known.log_p.detach(), log_q=log_q)
-    pairs = [held(pair, model, guide, args, kwargs) for pair in known.pairs]
-    log_p = density([pair.model for pair in pairs], known.frames) / known.scale
-    log_q = density([pair.guide for pair in pairs], known.frames) / known.scale
+    pairs = [held_pair(pair, model, guide, args, kwargs) for pair in known.pairs]
+    log_p, log_q = _log_densities(pairs, known.frames, known.scale)
     return replace(known, log_p=log_p, log_q=log_q)
 
 
-def check_draws(objective: Any, k: int, *, least: int = 1) -> None:
-    """Raises unless `k`, the number of draws, is an integer of at least `least`."""
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"{type(objective).__name__}: the number of draws must be an integer, but is {k!r}.")
-    if k < least:
-        raise ValueError(f"{type(objective).__name__}: the number of draws must be at least {least}, but is {k}.")
-
-
-def _sites(trace: poutine.Trace) -> list[dict[str, Any]]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
-
-
 def shared_frames(pair: Pair) -> tuple[CondIndepStackFrame, ...]:
-    """The vectorised plates that every site of guide and model lies in, from the outermost, without the draws'."""
+    """The vectorised plates that contain every site of guide and model, outermost first, without the plate of draws."""
     stacks = [
         {f.dim: f for f in site["cond_indep_stack"] if f.vectorized and f.name != PLATE}
         for trace in pair
@@ -104,44 +92,56 @@ def shared_frames(pair: Pair) -> tuple[CondIndepStackFrame, ...]:
     return tuple(first[d] for d in dims)
 
 
+def log_density(traces: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...]) -> Tensor:
+    """The log densities of traces of K draws in all, shape (K, *plates), summed over sites and all other dimensions."""
+    parts = []
+    for trace in traces:
+        sites = _sites(trace)
+        draws = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PLATE), None)
+        keep = [d for d in (draws, *(f.dim for f in frames)) if d is not None]
+        total = sum((_summed(site["log_prob"], keep) for site in sites), start=torch.zeros(()))
+        parts.append(total if draws is not None else total.unsqueeze(0))
+    return torch.cat(parts)
+
+
+def _log_densities(pairs: list[Pair], frames: tuple[CondIndepStackFrame, ...], scale: float) -> tuple[Tensor, Tensor]:
+    """log p(x, h) and log q(h | x), each of shape (K, *plates), not scaled up from a minibatch."""
+    log_p = log_density([pair.model for pair in pairs], frames) / scale
+    log_q = log_density([pair.guide for pair in pairs], frames) / scale
+    return log_p, log_q
+
+
+def _sites(trace: poutine.Trace) -> list[dict[str, Any]]:
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+
+
 def _refuse_joint_minibatch(pair: Pair, frames: tuple[CondIndepStackFrame, ...], objective: Any) -> None:
-    own = {frame.name for frame in frames}
+    names = {frame.name for frame in frames}
     for trace in pair:
         for site in _sites(trace):
             for frame in site["cond_indep_stack"]:
-                if frame.name not in own and frame.full_size not in (None, frame.size):
+                if frame.name not in names and frame.full_size not in (None, frame.size):
                     raise ValueError(
-                        f"{type(objective).__name__} is not linear in log p(x | h), so that a minibatch of the plate "
+                        f"{type(objective).__name__} is not linear in log p(x | h), so a minibatch of the plate "
                         f"{frame.name!r} biases it where a latent is shared between data: use TraceELBO, or batch_size=None."
                     )
 
 
-def density(parts: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...]) -> Tensor:
-    """The traces' log densities, shape (K, *plates): all other dimensions summed."""
-    rows = []
-    for trace in parts:
-        sites = _sites(trace)
-        draws = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PLATE), None)
-        keep = [d for d in (draws, *(f.dim for f in frames)) if d is not None]
-        total = sum((_kept(site["log_prob"], keep) for site in sites), start=torch.zeros(()))
-        rows.append(total if draws is not None else total.unsqueeze(0))
-    return torch.cat(rows)
-
-
-def _kept(value: Tensor, keep: list[int]) -> Tensor:
-    """`value` summed over all its dimensions but those counted from the right in `keep`."""
+def _summed(value: Tensor, keep: list[int]) -> Tensor:
+    """`value` summed over all dimensions except `keep`, counted from the right."""
     value = value.reshape((1,) * (max((-d for d in keep), default=0) - value.dim()) + tuple(value.shape))
     dims = [d for d in range(-value.dim(), 0) if d not in keep]
     return value.sum(dims) if dims else value
 
 
 def _draws_once(pair: Pair) -> bool:
-    """Whether the guide makes a single draw, so that no draw depends on another, and only the guide has parameters."""
+    """Whether the guide has a single latent, so that no draw depends on another, and the model has nothing to learn."""
     learns = any(site["type"] == "param" and site["value"].requires_grad for site in pair.model.nodes.values())
     return not learns and len(latents(pair.guide)) == 1
 
 
 def _rescored(guide: poutine.Trace) -> poutine.Trace:
+    """The latents of the guide, scored at their detached values."""
     trace = poutine.Trace()
     for name, site in latents(guide).items():
         log_prob = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])

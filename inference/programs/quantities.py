@@ -1,4 +1,4 @@
-"""Draws of many quantities as one table with a name for each column."""
+"""Draws of several quantities as one table with named columns."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Scalars(NamedTuple):
     """Draws of D scalars."""
 
     names: tuple[str, ...]
-    """``mu``, ``theta[1]``, counted from 1 as posteriordb does."""
+    """``mu``, ``theta[1]``: entries are counted from 1, as in posteriordb."""
     draws: Tensor
     """Shape (K, D), float64."""
     datum: tuple[int, ...]
-    """Position of each scalar along the first dimension of its quantity; 0 for one without dimensions."""
+    """Position of each scalar along the first dimension of its quantity; 0 for a quantity of shape ()."""
 
 
 def scalars(values: Mapping[str, Tensor]) -> Scalars:
-    """The columns of draws of quantities, each of shape (K, *shape)."""
+    """The table of K draws of quantities, each of shape (K, *shape)."""
     names: list[str] = []
     datum: list[int] = []
     columns = []
@@ -42,6 +42,6 @@ def scalars(values: Mapping[str, Tensor]) -> Scalars:
 
 
 def quantities(model: Callable[..., Any], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is to be known of draws of the latents: the model's `quantities` where it has them, else the latents."""
+    """The quantities of interest at draws of the latents: the model's `quantities`, or a plain model's latents."""
     own = unwrap(model)
     return own.quantities(h) if isinstance(own, Model) else dict(h)

@@ -1,4 +1,4 @@
-"""Draws of the guide, scored by both factors, with gradients: what the objectives are made of."""
+"""Traces of guide and model at draws of the guide, with log densities that carry gradients: the input of the objectives."""
 
 from __future__ import annotations
 
@@ -25,39 +25,38 @@ __all__ = [
     "PLATE",
     "Pair",
     "Structure",
-    "held",
+    "held_pair",
     "is_point_mass",
     "latents",
     "require_reparameterised",
     "rerun",
     "structure",
-    "traces",
+    "traced_pairs",
 ]
 
 Program = Callable[..., Any]
-PLATE = "_particles"
+PLATE = "_draws"
 """Name of the outer plate of draws."""
 
 
 class Pair(NamedTuple):
-    """A trace of the guide, and one of the model at the guide's draws. Both hold log probabilities and score parts."""
+    """A trace of the guide with score parts, and of the model at the guide's draws. Both hold log probabilities."""
 
     guide: poutine.Trace
     model: poutine.Trace
 
 
-def traces(
+def traced_pairs(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], *, draws: int = 1, hold: bool = False
 ) -> list[Pair]:
-    """Runs the pair for `draws` draws: one Pair with an outer plate of draws, or else one Pair for each draw.
+    """Runs guide and model for `draws` draws: returns one Pair with an outer plate of draws, or one Pair for each draw.
 
-    Models and guides that keep the contracts of this suite, and Pyro's autoguides, are vectorised; any other pair is run
-    once for each draw.
+    Models and guides of this suite, and Pyro's autoguides, are vectorised; any other pair is run once for each draw.
 
     Args:
         model, guide, args, kwargs: as for an objective.
         draws: number K of draws.
-        hold: cut the gradient at the draws, so that it reaches the parameters through the densities alone.
+        hold: whether to detach the draws, so that gradients reach the parameters through the densities alone.
     """
     vectorised = draws > 1 and _vectorises(model, guide)
     with ExitStack() as stack:
@@ -68,17 +67,17 @@ def traces(
         return [_run(model, guide, args, kwargs) for _ in range(1 if vectorised else draws)]
 
 
-def held(pair: Pair, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-    """The pair run once more at the same draws, now without gradient: densities depend on the parameters alone."""
+def held_pair(pair: Pair, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    """Reruns the pair at the same draws, detached: gradients reach the parameters through the densities alone."""
     drawn = {n: site for n, site in latents(pair.guide).items() if not is_point_mass(site["fn"])}
-    still = {n: {**site, "value": site["value"].detach()} for n, site in drawn.items()}
-    return rerun(still, model, guide, args, kwargs)
+    detached = {n: {**site, "value": site["value"].detach()} for n, site in drawn.items()}
+    return rerun(detached, model, guide, args, kwargs)
 
 
 def rerun(
     sites: dict[str, dict[str, Any]], model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Pair:
-    """The pair run with the values of these guide sites, in the draws' plate if they come from it."""
+    """Runs the pair with the guide sites `sites` fixed to their values, inside the plate of draws if they were drawn in it."""
     fixed = poutine.Trace()
     for name, site in sites.items():
         fixed.add_node(name, **site)
@@ -90,19 +89,19 @@ def rerun(
 
 
 def latents(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """The sites that were drawn, not observed, by name."""
+    """The unobserved sample sites by name."""
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
 
 
 def is_point_mass(fn: Any) -> bool:
-    """Whether a distribution is a Delta. In a guide it often passes on, with a Jacobian, what another site has drawn."""
+    """Whether a distribution is a Delta. Guides often use one to pass on the draw of another site, with its Jacobian."""
     while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         fn = fn.base_dist
     return isinstance(fn, dist.Delta)
 
 
 def require_reparameterised(pair: Pair, objective: Any) -> None:
-    """Raises unless every draw of the guide is a differentiable function of its parameters."""
+    """Raises a ValueError unless every draw of the guide is a differentiable function of its parameters."""
     for name, site in latents(pair.guide).items():
         if not site["fn"].has_rsample:
             kind = "discrete" if site["fn"].support.is_discrete else "not reparameterised"
@@ -114,20 +113,20 @@ def require_reparameterised(pair: Pair, objective: Any) -> None:
 
 
 class Structure(NamedTuple):
-    """What a pair looks like, whatever its parameters are."""
+    """The structure of a pair that does not depend on its parameters."""
 
     nesting: int
-    """How many plates are nested."""
+    """Number of nested plates."""
     enumerable: tuple[str, ...]
-    """The latents that take finitely many values, so that they can be summed out."""
+    """Latents with finitely many values, which can be summed out."""
 
 
 def structure(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
-    """The structure of a pair, found by one run that leaves no trace and then remembered for it."""
+    """The structure of a pair. Found by one run without side effects, then cached."""
     known = _STRUCTURES.setdefault(guide, WeakKeyDictionary())
     if model not in known:
         with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            pair = Pair(*_programs(model, guide, args, kwargs))
+            pair = _traced(model, guide, args, kwargs)
         sites = [s for trace in pair for s in trace.nodes.values() if s["type"] == "sample"]
         nesting = max((-f.dim for s in sites for f in s["cond_indep_stack"] if f.dim is not None), default=0)
         drawn = {**latents(pair.model), **latents(pair.guide)}
@@ -139,7 +138,7 @@ _STRUCTURES: WeakKeyDictionary[Program, WeakKeyDictionary[Program, Structure]] =
 
 
 class _Hold(Messenger):
-    """Cuts the gradient at every draw. Stands outside the trace, because outer handlers see a finished site first."""
+    """Detaches every draw. Has to enclose the trace, because the outermost handler postprocesses a site first."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and not is_point_mass(msg["fn"]):
@@ -147,18 +146,16 @@ class _Hold(Messenger):
 
 
 def _run(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-    pair = Pair(*_programs(model, guide, args, kwargs))
+    pair = _traced(model, guide, args, kwargs)
     pair.guide.compute_score_parts()
     pair.model.compute_log_prob()
     return pair
 
 
-def _programs(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[poutine.Trace, poutine.Trace]:
+def _traced(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    return Pair(prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace))
 
 
 def _vectorises(model: Program, guide: Program) -> bool:

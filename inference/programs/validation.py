@@ -1,4 +1,4 @@
-"""What is checked before any work starts. Every message says what is wrong, where, what was expected and what to do."""
+"""Argument validation. Every message says what is wrong, where, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from guides import Defensive, Guide, Posterior, Prior
 
 from .bound import unwrap
 
-__all__ = ["as_args", "check_count", "check_data", "check_minibatch", "check_pair", "check_rate"]
+__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
 
 
 def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
-    """The positional arguments of one call of the model: a tensor stands for itself alone."""
+    """The positional arguments of one call of the model: a tuple as it is, or a single tensor."""
     return x if isinstance(x, tuple) else (x,)
 
 
@@ -36,6 +36,14 @@ def check_count(*, least: int = 1, **options: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, but is {value}.")
 
 
+def check_draws(owner: object, draws: Any, *, least: int = 1) -> None:
+    """Raises unless `draws`, an option of `owner`, is an integer of at least `least`."""
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise TypeError(f"{type(owner).__name__}: the number of draws must be an integer, but is {draws!r}.")
+    if draws < least:
+        raise ValueError(f"{type(owner).__name__}: the number of draws must be at least {least}, but is {draws}.")
+
+
 def check_rate(lr: Any) -> None:
     """Raises unless the learning rate is a positive number."""
     if not isinstance(lr, (int, float)):
@@ -45,7 +53,7 @@ def check_rate(lr: Any) -> None:
 
 
 def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Raises unless the data are what the model can have produced; for a plain Pyro model, unless they are finite."""
+    """Raises unless the model can have produced the data. Data of a plain Pyro model must be finite and not empty."""
     model = unwrap(model)
     if hasattr(model, "check_data"):
         model.check_data(*args)
@@ -64,16 +72,16 @@ def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def check_minibatch(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], batch_size: int) -> None:
-    """Raises unless minibatches of `batch_size` rows can be drawn from `args` and scaled right by `model` and `guide`."""
+    """Raises unless `args` can be split into minibatches of `batch_size` rows that `model` and `guide` scale correctly."""
     check_count(batch_size=batch_size)
     tensors = [value for value in args if isinstance(value, Tensor) and value.dim()]
     if len(tensors) != len(args) or len({len(value) for value in tensors}) != 1:
-        raise ValueError("batch_size needs data that are tensors with one row for each datum; leave batch_size=None.")
+        raise ValueError("batch_size needs tensors with one row for each datum as data; leave batch_size=None.")
     rows = len(tensors[0])
     if not 0 < batch_size <= rows:
         raise ValueError(f"batch_size must be between 1 and the {rows} rows of the data, but is {batch_size}.")
     for role, program in (("model", model), ("guide", guide)):
-        names = parameter_names(program)
+        names = _argument_names(program)
         if not (names is None or {"index", "size"} <= names):
             raise ValueError(
                 f"batch_size needs a {role} that takes index and size, so that the minibatch is scaled to the whole data; "
@@ -89,7 +97,7 @@ def check_pair(
     *,
     enumerated: bool = False,
 ) -> tuple[set[str], set[str]]:
-    """Runs the pair once and raises unless the guide draws exactly the model's latents. Makes the parameters of both.
+    """Runs the pair once, which creates its parameters. Raises unless the guide draws exactly the latents of the model.
 
     Args:
         model, guide, args, kwargs: the pair and the arguments of one call.
@@ -97,13 +105,12 @@ def check_pair(
 
     Returns:
         Names of the parameters of the model, and of the guide.
+
+    Raises:
+        ValueError, RuntimeError: also those of Pyro, with its own message.
     """
+    _check_built_for(model, guide)
     own = unwrap(guide)
-    if isinstance(own, (Defensive, Guide, Posterior, Prior)) and unwrap(own.model) is not unwrap(model):
-        raise ValueError(
-            f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
-            f"{_name(unwrap(model))}."
-        )
     if isinstance(own, Guide):
         own.setup(*args, **kwargs)
     try:
@@ -114,10 +121,20 @@ def check_pair(
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
     except (ValueError, RuntimeError) as error:
-        # Pyro appends the shapes of all sites so far, which hides the message.
+        # Pyro appends the shapes of all earlier sites, which bury the message.
         raise type(error)(str(error).split("\nTrace Shapes:")[0].strip()) from error
     names = [{n for n, s in trace.nodes.items() if s["type"] == "param"} for trace in (model_trace, guide_trace)]
     return names[0], names[1]
+
+
+def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+    """Raises if the guide was built for another model."""
+    own = unwrap(guide)
+    if isinstance(own, (Defensive, Guide, Posterior, Prior)) and unwrap(own.model) is not unwrap(model):
+        raise ValueError(
+            f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
+            f"{_name(unwrap(model))}."
+        )
 
 
 def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool) -> None:
@@ -141,19 +158,19 @@ def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enum
     if surplus := sorted(drawn - latents - summed_out):
         raise ValueError(
             f"the guide draws {surplus[0]!r}, which is no latent of the model: its latents are {sorted(latents)}. Rename the "
-            "site, or mark it with infer={'is_auxiliary': True}."
+            "site, or mark it by infer={'is_auxiliary': True}."
         )
     if not enumerated and (left := sorted(summed_out - drawn)):
         raise ValueError(
-            f"the latent {left[0]!r} is marked for enumeration and not drawn by the guide; this cannot sum it out: use "
-            "pyro.infer.TraceEnum_ELBO, or draw it in the guide."
+            f"the latent {left[0]!r} is marked for enumeration and the guide does not draw it, but it is not summed out here: "
+            "use pyro.infer.TraceEnum_ELBO, or draw it in the guide."
         )
 
 
 def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
-    """Pyro's own checks, which a fit does once and then switches off."""
+    """Runs Pyro's own checks of shapes. A fit runs them once, then switches them off."""
     with warnings.catch_warnings():
-        # What it only warns of is checked above, or has a reason that Pyro does not see.
+        # The sites that Pyro warns about are checked above, or are left out on purpose.
         warnings.simplefilter("ignore", UserWarning)
         check_model_guide_match(model_trace, guide_trace)
     for trace in (guide_trace, model_trace):
@@ -163,8 +180,8 @@ def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Non
                 check_site_shape({**site, "log_prob": log_prob}, max_plate_nesting=inf)
 
 
-def parameter_names(program: Callable[..., Any]) -> set[str] | None:
-    """Names of the arguments of a program; None if it takes any."""
+def _argument_names(program: Callable[..., Any]) -> set[str] | None:
+    """Names of the arguments of a program; None if it accepts any keyword."""
     program = unwrap(program)
     parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
