@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Engine, Member, Problem, Together
+from ..engine import Engine, Member, Problem, SimultaneousFits
 from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batches
 from ..objectives import Objective, TraceELBO
@@ -36,7 +36,7 @@ class JointRuns:
 
     def __init__(
         self,
-        machine: Together,
+        machine: SimultaneousFits,
         each: list[tuple[Scope, LiveRun, tuple[set[str], set[str]]]],
         watches: list[DivergenceMonitor],
     ) -> None:
@@ -110,4 +110,4 @@ def joint_runs(
                 watches.append(DivergenceMonitor(run, trial=lambda: False))
             members.append(Member(scope, problem))
             each.append((scope, run, names))
-        yield JointRuns(Together(members, engine), each, watches)
+        yield JointRuns(SimultaneousFits(members, engine), each, watches)
