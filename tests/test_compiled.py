@@ -20,31 +20,42 @@ from problems import build, demo
 
 import inference.engine.auto
 from guides import Amortized, Bernoulli, FullRank, Global, Local, MeanField
-from inference import NonFiniteLossError, fit, objectives
-from inference.engine import Auto, CompiledLoop, Eager, Graph, compiled
-from inference.engine.graph import agree
+from inference import NonFiniteLossError, fit, fit_many, objectives
+from inference.engine import Auto, CompiledLoop, Eager, Graph, joint_loop
+from inference.engine.auto import Automatic
+from inference.engine.comparison import agree
+from inference.engine.errors import BuildError
 from inference.engine.graphs.loop_body import Packing
 from inference.engine.inductor import cache
 from inference.engine.inductor.background import Background
-from inference.engine.inductor.build import BuildError
+from inference.engine.looped import LoopedFits
+from inference.engine.strategy import Strategy
 from inference.optimisers import DoG
 from models import BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian
 
 
 class Interpreted(CompiledLoop):
-    """The loop without the compiler: what it does between blocks is the same."""
+    """The loop without the compiler, which does the same between blocks."""
 
     loops: ClassVar = []
 
-    def _obtain(self, ready, example):
-        self.loops.append((ready, example))
-        return ready
+    class Recorded(Strategy):
+        def prepared(self, loop, example):
+            Interpreted.loops.append((loop, example))
+            return loop
+
+    strategy = Recorded
+
+
+def engine_with(strategy_class):
+    """Auto with another strategy."""
+    return type("Other", (Auto,), {"strategy": strategy_class})
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(inference.engine.auto, "CAPTURE", 0)
-    monkeypatch.setattr(inference.engine.auto, "SMALL", math.inf)
+    monkeypatch.setattr(inference.engine.auto, "MAX_SMALL_STEP", math.inf)
     monkeypatch.setenv("TAUT_CACHE", str(tmp_path))
     Interpreted.loops.clear()
     return tmp_path
@@ -81,20 +92,21 @@ class Uneven:
         pyro.sample("h", dist.Normal(0.5 * x, 0.7))
 
     @classmethod
-    def run(cls, monkeypatch, swapped):
-        """Fits it with the loop of the version in which `swapped` is, and returns the engine."""
+    def run(cls, monkeypatch, swapped, fits):
+        """Fits it with a loop of the version with `swapped`, and returns the engine's state machine."""
         program, engines = cls(), []
 
-        def prepare(self, index, run=Interpreted._prepare):
+        def prepare(self, run=LoopedFits._prepare):
             engines.append(self)
             program.swapped = swapped
             try:
-                return run(self, index)
+                return run(self)
             finally:
                 program.swapped = None
 
-        monkeypatch.setattr(Interpreted, "_prepare", prepare)
-        fit(program.model, program.guide, torch.tensor(1.0), engine=Interpreted, steps=40, lr=0.02)
+        monkeypatch.setattr(LoopedFits, "_prepare", prepare)
+        pairs = [(program.model, program.guide)] * fits
+        fit_many(pairs, torch.tensor(1.0), seeds=range(fits), engine=Interpreted, steps=40, lr=0.02)
         return engines[0]
 
 
@@ -149,7 +161,7 @@ class TestSteps:
     def test_work_out_once_what_is_one_number_for_all(self):
         """Adam's corrections of its bias come from memory; Inductor would repeat their powers for every parameter."""
         run(Interpreted, steps=3)
-        graph = Interpreted.loops[0][0].loop.body.graph
+        graph = Interpreted.loops[0][0].body.body.graph
         powers = [node for node in graph.nodes if node.target is torch.ops.aten.pow.Scalar]
         assert powers
         barrier, reached = torch.ops.aten.as_strided.default, set()
@@ -165,10 +177,10 @@ class TestSteps:
     def test_that_are_wrong_are_found(self, monkeypatch):
         """The comparison has power: a loop with another learning rate is refused, and the trajectory stays Pyro's."""
 
-        def wrong(self, rows, rates, run=Interpreted._loop):
-            return run(self, rows, [1.01 * rate for rate in rates])
+        def wrong(self, rates, rows, run=LoopedFits._run):
+            return run(self, [1.01 * rate for rate in rates], rows)
 
-        monkeypatch.setattr(Interpreted, "_loop", wrong)
+        monkeypatch.setattr(LoopedFits, "_run", wrong)
         with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
             found = run(Interpreted)
         assert_same(found, run(Eager))
@@ -176,10 +188,10 @@ class TestSteps:
     def test_that_are_wrong_from_the_second_on_are_found(self, monkeypatch):
         """One step of a loop says nothing of what it hands on to the next."""
 
-        def wrong(self, rows, rates, run=Interpreted._loop):
-            return run(self, rows, [rates[0], *(1.01 * rate for rate in rates[1:])])
+        def wrong(self, rates, rows, run=LoopedFits._run):
+            return run(self, [rates[0], *(1.01 * rate for rate in rates[1:])], rows)
 
-        monkeypatch.setattr(Interpreted, "_loop", wrong)
+        monkeypatch.setattr(LoopedFits, "_run", wrong)
         with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
             found = run(Interpreted)
         assert_same(found, run(Eager))
@@ -193,18 +205,21 @@ class TestSteps:
         assert agree(wrong, right)
         assert not all(map(agree, packing.unpack([wrong]), packing.unpack([right])))
 
-    def test_that_are_made_of_rounding_alone_are_not_wrong(self, monkeypatch):
+    @pytest.mark.parametrize("fits", [1, 2])
+    def test_that_are_made_of_rounding_alone_are_not_wrong(self, monkeypatch, fits):
         """Where the sum that is a gradient should be zero, another order of it is another step of Adam's, of full size."""
-        loop = Uneven.run(monkeypatch, "the order of a sum")
+        loop = Uneven.run(monkeypatch, "the order of a sum", fits)
+        assert len(loop.members) == fits
         assert Interpreted.loops
         assert loop.instead is None
 
     @pytest.mark.parametrize("swapped", ["a small coefficient", "a large coefficient"])
-    def test_that_are_wrong_beside_rounding_are_found(self, monkeypatch, swapped):
+    @pytest.mark.parametrize("fits", [1, 2])
+    def test_that_are_wrong_beside_rounding_are_found(self, monkeypatch, swapped, fits):
         """Small: 1e-5 of the largest gradient, of which Adam's moments tell nothing; large: by one part in a thousand."""
-        with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
-            loop = Uneven.run(monkeypatch, swapped)
-        assert loop.instead is loop.eager
+        with pytest.warns(UserWarning, match="differs in steps"):
+            loop = Uneven.run(monkeypatch, swapped, fits)
+        assert [type(engine) for engine in loop.instead] == ([Eager] if fits == 1 else [Interpreted] * fits)
 
     @pytest.mark.parametrize("engine", [Interpreted, Auto])
     def test_of_a_schedule_that_changes_more_than_the_rate(self, engine):
@@ -287,14 +302,14 @@ class TestSteps:
         """Ctrl-C is noticed between blocks, which take a tenth of a second; the parameters are those of the last."""
         blocks = []
 
-        def interrupted(self, rows, rates, run=Interpreted._loop):
+        def interrupted(self, rates, rows, run=LoopedFits._run):
             if len(blocks) == 5:
                 raise KeyboardInterrupt
-            found = run(self, rows, rates)
+            found = run(self, rates, rows)
             blocks.append(len(rates))
             return found
 
-        monkeypatch.setattr(Interpreted, "_loop", interrupted)
+        monkeypatch.setattr(LoopedFits, "_run", interrupted)
         model, guide, x = small()
         with pytest.raises(KeyboardInterrupt):
             fit(model, guide, x, steps=1000, engine=Interpreted, schedule=None)
@@ -304,7 +319,7 @@ class TestSteps:
 
     def test_leave_threads_and_random_state_alone(self, monkeypatch):
         torch.manual_seed(3)
-        monkeypatch.setattr(compiled, "fewest_for", lambda step: 2)
+        monkeypatch.setattr(joint_loop, "fewest_for", lambda step: 2)
         before = torch.get_rng_state(), torch.get_num_threads(), sys.getrecursionlimit()
         model, x = demo(LinearRegression)
         guide = build(model, Global, FullRank, x)
@@ -313,7 +328,7 @@ class TestSteps:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (torch.get_num_threads(), sys.getrecursionlimit()) == before[1:]
 
-    def test_run_by_graph_without_a_compiler(self, monkeypatch):
+    def test_run_one_operation_after_the_other_without_a_compiler(self, monkeypatch):
         def fails(*args, **kwargs):
             raise BuildError("the step could not be compiled (InvalidCxxCompiler: no compiler)")
 
@@ -353,7 +368,7 @@ class TestPlaceOnDisk:
         Interpreted.loops.clear()
         run(Interpreted, make, steps=3)
         ready, example = Interpreted.loops[-1]
-        return cache.entry(ready.loop, example, threads=ready.threads)
+        return cache.entry(ready.body, example, threads=ready.threads)
 
     def gaussian(self, scale=1.0, size=20, dtype=torch.float64):
         def model(x):
@@ -424,17 +439,18 @@ def test_auto_changes_to_compiled_code_in_the_middle_of_a_fit(monkeypatch, empty
     monkeypatch.setattr(inference.engine.auto, "COMPILATION", 0.0)
     changes = []
 
-    class Watched(Auto):
-        def _change(self, ready, wanted):
-            super()._change(ready, wanted)
+    class Watched(Automatic):
+        def changed(self, loop, taken, seconds):
+            found = super().changed(loop, taken, seconds)
             if self._building is not None and self._wanted is not None:
                 while not self._building.finished:
                     time.sleep(0.1)
             elif self._building is not None and not changes:
-                changes.append(self.taken)
+                changes.append(taken)
+            return found
 
     expected = run(Eager, steps=3000)
-    assert_same(run(Watched, steps=3000), expected)
+    assert_same(run(engine_with(Watched), steps=3000), expected)
     assert list(empty_cache.glob("*/loop.so"))
     assert 0 < changes[0] < 3000
     assert_same(run(Auto, steps=3000), expected)
@@ -443,21 +459,21 @@ def test_auto_changes_to_compiled_code_in_the_middle_of_a_fit(monkeypatch, empty
 @pytest.mark.slow
 def test_what_was_compiled_before_is_captured_at_once(monkeypatch, empty_cache):
     """A short fit of a large model would run by Pyro; its like on disk is worth the capture."""
-    monkeypatch.setattr(inference.engine.auto, "SMALL", 0.0)
+    monkeypatch.setattr(inference.engine.auto, "MAX_SMALL_STEP", 0.0)
     steps = []
 
-    class Watched(Auto):
-        def _by_pyro(self):
-            steps.append(self.taken)
-            return super()._by_pyro()
+    class Watched(Automatic):
+        def by_pyro(self, taken, step):
+            steps.append(taken)
+            return super().by_pyro(taken, step)
 
     expected = run(Eager, steps=60)
-    assert_same(run(Watched, steps=60), expected)
+    assert_same(run(engine_with(Watched), steps=60), expected)
     assert len(steps) == 60
     run(CompiledLoop, steps=3)
     steps.clear()
-    assert_same(run(Watched, steps=60), expected)
-    assert len(steps) == inference.engine.auto.FIRST
+    assert_same(run(engine_with(Watched), steps=60), expected)
+    assert len(steps) == inference.engine.auto.MIN_TIMED
     assert not cache.knows("known-other")
 
 
@@ -466,20 +482,20 @@ def test_a_build_that_fails_in_the_background_is_said_and_the_fit_goes_on(monkey
     monkeypatch.setattr(inference.engine.auto, "COMPILATION", 0.0)
     monkeypatch.setenv("CXX", "no-such-compiler")
 
-    class Patient(Auto):
-        def _change(self, ready, wanted):
+    class Patient(Automatic):
+        def changed(self, loop, taken, seconds):
             while self._building is not None and not self._building.finished:
                 time.sleep(0.1)
-            super()._change(ready, wanted)
+            return super().changed(loop, taken, seconds)
 
     expected = run(Eager, steps=300)
     with pytest.warns(UserWarning, match="without compiled code, since the step could not be compiled .*no-such-compiler"):
-        assert_same(run(Patient, steps=300), expected)
+        assert_same(run(engine_with(Patient), steps=300), expected)
 
 
 def test_without_a_second_process_the_captured_step_keeps_its_threads(monkeypatch):
     monkeypatch.setattr(inference.engine.auto, "COMPILATION", 0.0)
-    monkeypatch.setattr(inference.engine.auto, "FIRST", 10**6)  # never left for Pyro
+    monkeypatch.setattr(inference.engine.auto, "MIN_TIMED", 10**6)  # never left for Pyro
 
     def refused(*_, **__):
         raise OSError("no more processes")
@@ -487,21 +503,20 @@ def test_without_a_second_process_the_captured_step_keeps_its_threads(monkeypatc
     monkeypatch.setattr(inference.engine.auto, "Background", refused)
     seen = set()
 
-    class Threaded(Auto):
-        def _worth_capturing(self):
-            return self.taken > 3
+    class Threaded(Automatic):
+        def captures(self, taken):
+            return taken > 3
 
-        def _obtain(self, ready, example):
-            return super()._obtain(ready._replace(threads=2), example)
+        def prepared(self, loop, example):
+            return super().prepared(loop._replace(threads=2), example)
 
-        def _block(self, most):
-            losses = super()._block(most)
-            if self._ready is not None and self._wanted is None:
-                seen.add(self._ready.threads)
-            return losses
+        def changed(self, loop, taken, seconds):
+            if self._wanted is None:
+                seen.add(loop.threads)
+            return super().changed(loop, taken, seconds)
 
     expected = run(Eager, steps=100)
-    assert_same(run(Threaded, steps=100), expected)
+    assert_same(run(engine_with(Threaded), steps=100), expected)
     assert seen == {2}
 
 
@@ -509,10 +524,10 @@ def test_without_a_second_process_the_captured_step_keeps_its_threads(monkeypatc
 def test_many_fits_order_a_loop_once():
     run(Interpreted, steps=3)
     ready, example = Interpreted.loops[0]
-    entry = cache.entry(ready.loop, example, threads=1)
-    first = Background(entry, ready.loop, example, threads=1)
+    entry = cache.entry(ready.body, example, threads=1)
+    first = Background(entry, ready.body, example, threads=1)
     ordered = entry.with_suffix(".order").stat().st_mtime_ns
-    second = Background(entry, ready.loop, example, threads=1)
+    second = Background(entry, ready.body, example, threads=1)
     assert entry.with_suffix(".order").stat().st_mtime_ns == ordered
     while not (first.finished or second.finished):
         time.sleep(0.1)

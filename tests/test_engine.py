@@ -37,7 +37,7 @@ FAST = [
 def impatient(monkeypatch):
     """Auto captures at once, so that short fits test it."""
     monkeypatch.setattr(inference.engine.auto, "CAPTURE", 0)
-    monkeypatch.setattr(inference.engine.auto, "SMALL", math.inf)
+    monkeypatch.setattr(inference.engine.auto, "MAX_SMALL_STEP", math.inf)
 
 
 AUTOGUIDES = [
@@ -396,7 +396,7 @@ class TestMemory:
                 made.append(self)
 
         fit(model, getattr(autoguide, name)(model), torch.ones(3), steps=20, engine=Watched)
-        assert made[0].instead is None
+        assert made[0].fits.instead is None
 
 
 CALLS = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pyro
@@ -16,7 +17,7 @@ import guides
 import models
 from guides import MLP, Amortized, Flow, FullRank, Global, Linear, Local, LowRank, MeanField
 from inference import NonFiniteLossError, compare, fit, fit_many
-from inference.engine import Auto, CompiledLoop, Graph, Together
+from inference.engine import Auto, CompiledLoop, Graph, SimultaneousFits, auto
 from inference.engine.graphs.capture import capture
 from inference.engine.graphs.noise import Noise, draws_of
 from inference.objectives import IWAE, AnalyticKL, StickingTheLanding, TraceELBO
@@ -64,15 +65,15 @@ def require_same(together, alone, tolerance=1e-10):
 
 @pytest.fixture
 def machines(monkeypatch):
-    """Every `Together` that is made."""
+    """Every `SimultaneousFits` that is made."""
     made = []
-    before = Together.__init__
+    before = SimultaneousFits.__init__
 
     def spy(self, *args):
         before(self, *args)
         made.append(self)
 
-    monkeypatch.setattr(Together, "__init__", spy)
+    monkeypatch.setattr(SimultaneousFits, "__init__", spy)
     return made
 
 
@@ -82,7 +83,7 @@ class TestTrajectories:
         case, factory = GUIDES[name]
         together, alone = both(*[demo(case)[0], factory], demo(case)[1], steps=STEPS, lr=0.05, engine=Graph)
         require_same(together, alone)
-        assert machines[0].alone is None
+        assert machines[0].instead is None
         assert not torch.allclose(together[0].nelbo, together[1].nelbo)
 
     @pytest.mark.parametrize("objective", [TraceELBO(3), AnalyticKL(), StickingTheLanding(), IWAE(4)], ids=repr)
@@ -90,7 +91,7 @@ class TestTrajectories:
         model, x = demo(LocalGaussian)
         factory = lambda m: Local(m, MeanField())  # noqa: E731
         require_same(*both(model, factory, x, steps=40, objective=objective, engine=Graph))
-        assert machines[0].alone is None
+        assert machines[0].instead is None
 
     @pytest.mark.parametrize(
         "optimiser",
@@ -100,13 +101,13 @@ class TestTrajectories:
     def test_optimisers(self, optimiser, machines):
         model, x = demo(LinearRegression)
         require_same(*both(model, GUIDES["Global-FullRank"][1], x, steps=40, optimiser=optimiser, engine=Graph))
-        assert machines[0].alone is None
+        assert machines[0].instead is None
 
     def test_minibatches_are_each_fit_s_own(self, machines):
         model, x = demo(FactorAnalysis)
         options = {"steps": 30, "batch_size": 7, "transform": lambda v: v + 0.1 * torch.randn_like(v), "engine": Graph}
         require_same(*both(model, GUIDES["Amortized-FullRank"][1], x, **options))
-        assert machines[0].alone is None
+        assert machines[0].instead is None
 
     def test_plain_functions_keep_their_own_values(self):
         x = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -133,7 +134,7 @@ class TestTrajectories:
         model = models.ProbabilisticPCA(Parameter(torch.randn(6, 2).double()))
         together, alone = both(model, lambda m: Amortized(m, MeanField(), Linear()), x, steps=STEPS, engine=Graph)
         require_same(together, alone)
-        assert machines[0].alone is None
+        assert machines[0].instead is None
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", MORE)
@@ -141,12 +142,12 @@ class TestTrajectories:
         case, factory = MORE[name]
         model, x = demo(case)
         require_same(*both(model, factory, x, steps=400, lr=0.02, engine=CompiledLoop))
-        assert machines[0].alone is None
+        assert machines[0].instead is None
 
     def test_restarts_take_their_steps_together(self, machines):
         model, x = demo(GaussianMean)
         fit(model, Global(model, MeanField()), x, steps=5, restarts=5, engine=Graph)
-        assert machines[0].alone is None
+        assert machines[0].instead is None
         assert (machines[0].taken, len(machines[0].members)) == (200, 5)
 
     def test_random_states_are_left_alone(self):
@@ -157,7 +158,15 @@ class TestTrajectories:
 
 
 class TestApart:
-    """What cannot be mapped is done by each fit by itself, and is right all the same."""
+    """Fits whose step cannot be mapped run one after another, with one warning that says why, and are right all the same."""
+
+    @staticmethod
+    def both_with_a_warning(match, *args, **options):
+        said = f"the fits run one after another from step [0-9]+ on, .*{match}"
+        with pytest.warns(UserWarning, match=said) as caught:
+            found = both(*args, **options)
+        assert len(caught) == 1
+        require_same(*found)
 
     def test_other_draws_than_gaussian(self, machines):
         x = torch.ones(10, dtype=torch.float64)
@@ -171,8 +180,8 @@ class TestApart:
             a = pyro.param("a", torch.ones((), dtype=x.dtype) * 2, constraint=constraints.positive)
             pyro.sample("p", Beta(a, 2.0))
 
-        require_same(*both(model, lambda m: guide, x, steps=STEPS, engine=Graph))
-        assert machines[0].alone is not None
+        self.both_with_a_warning("it draws by aten._sample_dirichlet", model, lambda m: guide, x, steps=STEPS, engine=Graph)
+        assert machines[0].instead is not None
 
     def test_a_program_that_counts_its_calls(self):
         model, x = demo(GaussianMean)
@@ -205,13 +214,21 @@ class TestApart:
             with pyro.plate("data", len(x)):
                 pyro.sample("x", Normal(h, 1.0), obs=x[:, 0])
 
-        require_same(*both(plain, factory, x, steps=STEPS, engine=Graph))
-        assert machines[0].alone is not None
+        self.both_with_a_warning("its loss or update differs in steps 1 to 2", plain, factory, x, steps=STEPS, engine=Graph)
+        assert machines[0].instead is not None
 
     def test_operations_that_cannot_be_mapped(self, machines):
         model, x = demo(LinearRegression)
-        require_same(*both(model, lambda m: Global(m, LowRank(2)), x, steps=20, engine=Graph))
-        assert machines[0].alone is not None
+        self.both_with_a_warning("mapped over several", model, lambda m: Global(m, LowRank(2)), x, steps=20, engine=Graph)
+        assert machines[0].instead is not None
+
+    def test_auto_decides_in_silence(self, machines, monkeypatch):
+        """Fits by the default engine run one after another without a warning: there is nothing for the user to do."""
+        monkeypatch.setattr(auto, "CAPTURE", 0)
+        monkeypatch.setattr(auto, "MAX_SMALL_STEP", math.inf)
+        model, x = demo(LinearRegression)
+        require_same(*both(model, lambda m: Global(m, LowRank(2)), x, steps=20, engine=Auto), 1e-8)
+        assert machines[0].instead is not None
 
     def test_rules_are_each_fit_s_own(self, machines):
         model, x = demo(GaussianMean)

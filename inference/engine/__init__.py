@@ -1,11 +1,24 @@
-"""Engines: ways to run one step of a fit, all along the same trajectory."""
+"""Engines: ways to take the steps of a fit, all along the same trajectory."""
 
 from .auto import Auto
-from .base import Engine, Problem
+from .base import Engine
 from .compiled import CompiledLoop
 from .eager import Eager
+from .errors import CaptureError
 from .graph import Graph
-from .graphs.capture import CaptureError, capture
-from .together import Member, Together
+from .graphs.capture import capture
+from .problem import Member, Problem
+from .simultaneous import SimultaneousFits
 
-__all__ = ["Auto", "CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Member", "Problem", "Together", "capture"]
+__all__ = [
+    "Auto",
+    "CaptureError",
+    "CompiledLoop",
+    "Eager",
+    "Engine",
+    "Graph",
+    "Member",
+    "Problem",
+    "SimultaneousFits",
+    "capture",
+]

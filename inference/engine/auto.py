@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -11,141 +12,149 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .base import Engine, Problem
-from .compiled import DRAWS_OTHERS, CompiledLoop, Ready
+from .compiled import CompiledLoop
+from .errors import HiddenStateError, MappingError, OtherDrawsError
 from .graphs.hidden_state import memory
+from .graphs.threads import MIN_SHARED_WORK
 from .inductor import cache
 from .inductor.background import Background
+from .joint_loop import JointLoop
+from .problem import Member
+from .strategy import Strategy
 
 __all__ = ["Auto"]
 
 CAPTURE = 300
-"""Steps by Pyro that take as long as capturing one, about."""
-SMALL = 0.002
-"""Seconds of a step that is mostly Pyro's own work, of which the captured step is free."""
+"""Pyro's steps that take as long as capturing one, about."""
 COMPILATION = 10.0
-"""Seconds that it takes to compile a small loop, about."""
-WORTH = 3.0
-"""A fit is worth capturing and compiling if the rest of it takes so many times as long."""
-BLOCK = 32
-"""Steps between two looks at the clock, as long as nothing is compiled."""
-FIRST = 4
-"""Steps, or blocks of them, until a time is believed: the first ones load code."""
+"""Seconds to compile a small loop, about."""
+MAX_SMALL_STEP = 0.002
+"""Seconds of a step that consists mostly of Pyro's own work, which capturing saves."""
+MIN_GAIN = 3.0
+"""The rest of a fit must take this many times as long as capturing and compiling."""
+MAX_BLOCK = 32
+"""Steps between two looks at the compiler in the background."""
+MIN_TIMED = 4
+"""Steps, or blocks of steps, before a time is used: the first ones load code."""
 
 
-class Auto(CompiledLoop):
-    """Begins by Pyro, and changes to captured and compiled code where the fit will be over sooner.
+class Automatic(Strategy):
+    """Captures and compiles if the fit is over sooner by it."""
 
-    A loop whose like is on disk is captured at once. Otherwise the quickest step so far tells how long the rest would take:
-    if several times as long as capturing and compiling, the step is captured, and a second process compiles it beside the
-    fit; it finishes even if the fit is over before, for the next one. Until then, and in shorter fits of small models, the
-    captured step runs without a compiler. How long a fit will be that stops by its own rule is not known, and taken to be
-    as long again as it was. Compiled code that is slower than Pyro, as it can be where large products of matrices take the
-    time, is left again. All engines take the same trajectory, so that nothing but time and rounding depends on when a change
-    is made.
+    # Pyro is right about a program that seeds torch's generator, such as SemiAmortized. Fits that cannot share a loop are
+    # run by Auto one by one. Neither asks anything of the user.
+    silent = (HiddenStateError, MappingError, OtherDrawsError)
+    max_mapped_work = MIN_SHARED_WORK
 
-    A program that remembers something from one call to the next, such as a count of its calls or running moments, runs by
-    Pyro throughout; so does, in silence, one that seeds torch's generator itself.
-
-    Args:
-        problem: what to run.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__(members)
         self._began = time.perf_counter()
-        self._by_pyro_best = inf
-        """The least seconds of a step by Pyro, and of a captured one; the latter is found anew when it is compiled."""
+        self._pyro_best = inf
+        """The least seconds of a step of all fits by Pyro."""
         self._captured_best = inf
+        """The same in the loop, first captured, then compiled."""
         self._blocks = 0
         self._nickname = ""
         self._known = False
+        self._remembers = False
         self._wanted: Wanted | None = None
         self._building: Background | None = None
 
-    def _block(self, most: int) -> Tensor:
-        if self.instead is not None:
-            return super()._block(most)
-        begin, ready = time.perf_counter(), self._ready
-        if ready is None and not self._worth_capturing():
-            losses = self._by_pyro()
-            if self.taken > 2:
-                self._by_pyro_best = min(self._by_pyro_best, time.perf_counter() - begin)
-            return losses
-        losses = super()._block(most if self._wanted is None else min(most, BLOCK))
-        if ready is not None and self.instead is None:
-            self._captured_best = min(self._captured_best, (time.perf_counter() - begin) / len(losses))
-            if self._wanted is not None:
-                self._change(ready, self._wanted)
-            else:
-                self._blocks += 1
-                if self._blocks == FIRST and self._captured_best > self._by_pyro_best:
-                    self.instead = self.eager
+    def by_pyro(self, taken: int, step: Callable[[], Tensor]) -> Tensor:
+        """Takes a step, times it, and finds out at the second whether the programs keep state between calls."""
+        problem = self.members[0].problem
+        watched = (problem.model, problem.guide, problem.objective, problem.batches.transform) if taken == 1 else ()
+        before, begin = self._memory(watched), time.perf_counter()
+        losses = step()
+        if taken >= 2:
+            self._pyro_best = min(self._pyro_best, time.perf_counter() - begin)
+        self._remembers = self._remembers or self._memory(watched) != before
         return losses
 
-    def _leave_to(self, engine: Engine, why: str) -> None:
-        if why.endswith(DRAWS_OTHERS):
-            # As a SemiAmortized guide does, which seeds its climb: Pyro is right, and nothing is for the user to do.
-            self.instead = engine
-        else:
-            super()._leave_to(engine, why)
-
-    def _worth_capturing(self) -> bool:
-        if self.taken < FIRST:
+    def captures(self, taken: int) -> bool:
+        if self._remembers:
+            raise HiddenStateError("it keeps state between calls")
+        if taken < MIN_TIMED:
             return False
         if not self._nickname:
-            self._nickname = cache.nickname(self.problem)
+            self._nickname = cache.nickname(self.members[0].problem, fits=len(self.members))
             self._known = cache.knows(self._nickname)
-        step, rest = self._by_pyro_best, self._rest(self._by_pyro_best)
+        step, rest = self._pyro_best / len(self.members), self._rest(taken, self._pyro_best)
         compilation = COMPILATION + CAPTURE * step
-        return self._known or rest > WORTH * compilation or (step < SMALL and rest > 2 * WORTH * CAPTURE * step)
+        small = step < MAX_SMALL_STEP and rest > 2 * MIN_GAIN * CAPTURE * step
+        return self._known or rest > MIN_GAIN * compilation or small
 
-    def _by_pyro(self) -> Tensor:
-        """One step by Eager; the second shows whether the programs remember it."""
-        problem = self.problem
-        watched = (problem.model, problem.guide, problem.objective, problem.batches.transform) if self.taken == 1 else ()
-        before = memory(*watched, learned=problem.parameters)
-        losses = self._by(self.eager, [next(problem.batches)])
-        if memory(*watched, learned=problem.parameters) != before:
-            self.instead = self.eager
-        return losses
-
-    def _obtain(self, ready: Ready, example: list[Tensor]) -> Ready:
-        entry = cache.entry(ready.loop, example, threads=ready.threads)
+    def prepared(self, loop: JointLoop, example: list[Tensor]) -> JointLoop:
+        entry = cache.entry(loop.body, example, threads=loop.threads)
         found = cache.find(entry, self._nickname)
         if found is not None:
-            return ready._replace(run=found)
-        self._wanted = Wanted(entry, example, ready.threads)
-        return ready
+            return loop._replace(run=found)
+        self._wanted, self.max_block = Wanted(entry, example, loop.threads), MAX_BLOCK
+        return loop
 
-    def _change(self, ready: Ready, wanted: Wanted) -> None:
-        """Has the loop compiled if that is worth it, and takes it into use when it is ready."""
-        if self._building is None and self._rest(self._captured_best) > COMPILATION:
+    def changed(self, loop: JointLoop, taken: int, seconds: float) -> JointLoop | None:
+        """Takes compiled code into use when it is ready, and goes back to Pyro if the loop is slower."""
+        self._captured_best = min(self._captured_best, seconds)
+        if self._wanted is not None:
+            return self._compiled(loop, self._wanted, taken)
+        self._blocks += 1
+        slower = self._blocks == MIN_TIMED and self._captured_best > self._pyro_best
+        return None if slower else loop
+
+    def _compiled(self, loop: JointLoop, wanted: Wanted, taken: int) -> JointLoop:
+        """Has the loop compiled in the background if that pays; returns it compiled once it is."""
+        if self._building is None and self._rest(taken, self._captured_best) > COMPILATION:
             try:
-                self._building = Background(wanted.entry, ready.loop, wanted.example, threads=wanted.threads)
+                self._building = Background(wanted.entry, loop.body, wanted.example, threads=wanted.threads)
             except (OSError, CalledProcessError):
-                # No second process can be had here: the captured step goes on.
-                self._wanted = None
-            else:
-                # One thread is the compiler's: those that wait for each other lose much where they have to share.
-                self._ready = ready._replace(threads=max(1, wanted.threads - 1))
-        elif self._building is not None and self._building.finished:
-            self._wanted, self._captured_best = None, inf
-            found = cache.find(wanted.entry, self._nickname)
-            self._ready = ready._replace(threads=wanted.threads, run=found or ready.run)
-            self._due = self.taken
-            if found is None:
-                warnings.warn(f"the fit runs without compiled code, since {self._building.failure}", stacklevel=5)
+                # No second process can be started here: the captured step goes on.
+                self._wanted, self.max_block = None, inf
+                return loop
+            # The compiler takes one thread. Threads that wait for each other are slow where they share a core.
+            return loop._replace(threads=max(1, wanted.threads - 1))
+        if self._building is None or not self._building.finished:
+            return loop
+        self._wanted, self.max_block, self._captured_best = None, inf, inf
+        found = cache.find(wanted.entry, self._nickname)
+        if found is None:
+            why = self._building.failure
+            warnings.warn(f"the captured step runs without compiled code, since {why}", stacklevel=8)
+        return loop._replace(threads=wanted.threads, run=found or loop.run)
 
-    def _rest(self, step: float) -> float:
-        """Seconds that the rest of the fit takes at so many a step."""
-        if self.problem.steps is None:
-            return time.perf_counter() - self._began
-        return step * (self.problem.steps - self.taken)
+    def _rest(self, taken: int, step: float) -> float:
+        """Seconds that the rest of the fit takes at so many a step; as long again as so far if its length is unknown."""
+        steps = self.members[0].problem.steps
+        return time.perf_counter() - self._began if steps is None else step * (steps - taken)
+
+    def _memory(self, watched: Sequence[Callable[..., object] | None]) -> list[object]:
+        if not watched:
+            return []
+        with self.members[0].entered():
+            return memory(*watched, learned=self.members[0].problem.parameters)
+
+
+class Auto(CompiledLoop):
+    """Begins by Pyro, and changes to captured and compiled code where the fit is over sooner by it.
+
+    If a similar loop is on disk, the step is captured at once. Otherwise the quickest step so far predicts the time for the
+    rest of the fit. If that is several times the time to capture and compile, the step is captured, and a second process
+    compiles it while the fit goes on; it finishes even if the fit ends before, for the next fit. Meanwhile, and in shorter
+    fits of small models, the captured step runs without a compiler. A fit of unknown length is assumed to last as long
+    again as it has. Compiled code that is slower than Pyro, as may happen where large products of matrices take the time, is
+    given up. All engines take the same trajectory, so the moment of a change affects only time and rounding.
+
+    A program that keeps state between calls, such as a count of its calls or running moments, runs by Pyro throughout,
+    without a warning; so does a program that seeds torch's generator.
+
+    Args:
+        problem: the fit.
+    """
+
+    strategy = Automatic
 
 
 class Wanted(NamedTuple):
-    """A loop that is not on disk."""
+    """A loop that is not on disk: its place there, an example of its inputs, its threads."""
 
     entry: Path
     example: list[Tensor]

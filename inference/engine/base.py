@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from .local_rows import LocalRows
-from .minibatches import Batch, Batches
+from .minibatches import Batch
 from .nonfinite import NonFiniteLossError, explain
+from .problem import Problem
+from .strategy import Strategy
 
-__all__ = ["Engine", "Problem"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What an engine is to run."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    objective: Any
-    batches: Batches
-    rows: LocalRows
-    parameters: list[Tensor]
-    """The tensors to learn; a step that meets new ones adds them."""
-    optimiser: Optimizer
-    schedule: LRScheduler | None
-    steps: int | None = None
-    """How many there will be, if that is known."""
+__all__ = ["Engine", "StepwiseEngine"]
 
 
 class Engine(ABC):
     """Takes the steps of a fit.
 
     Args:
-        problem: what to run.
+        problem: the fit.
 
     Attributes:
+        strategy: how several fits by this engine run in one loop; None if they cannot.
         taken: number of steps so far.
     """
+
+    strategy: ClassVar[type[Strategy] | None] = None
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.taken = 0
 
+    @abstractmethod
     def advance(self, steps: int) -> Tensor:
         """Takes `steps` steps and returns the loss before each, shape (steps,).
 
@@ -59,10 +43,19 @@ class Engine(ABC):
             NonFiniteLossError: at the first loss or gradient that is not finite; the parameters are as they were before
                 that step.
         """
-        return torch.tensor([self.take(next(self.problem.batches)) for _ in range(steps)], dtype=torch.float64)
 
-    def take(self, batch: Batch) -> float:
-        """One step of the optimiser on `batch`, and the loss before it."""
+
+class StepwiseEngine(Engine):
+    """Computes loss and gradients step by step, and leaves the update to the torch optimiser."""
+
+    def advance(self, steps: int) -> Tensor:
+        return torch.tensor([self._take(next(self.problem.batches)) for _ in range(steps)], dtype=torch.float64)
+
+    @abstractmethod
+    def step(self, batch: Batch) -> float:
+        """Returns the loss of `batch` and leaves each parameter's gradient in its ``grad``."""
+
+    def _take(self, batch: Batch) -> float:
         problem = self.problem
         rng = torch.get_rng_state()
         try:
@@ -84,12 +77,8 @@ class Engine(ABC):
         self.taken += 1
         return loss
 
-    @abstractmethod
-    def step(self, batch: Batch) -> float:
-        """The loss of `batch`; each parameter's ``grad`` is its gradient afterwards."""
-
     def _forget_gradients(self) -> None:
-        """Else the next fit of these parameters, at another rate, would add its own to them, and fail too."""
+        """Prevents that a later fit of the same parameters adds its gradients to these and fails too."""
         for parameter in self.problem.parameters:
             parameter.grad = None
 

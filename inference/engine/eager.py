@@ -1,4 +1,4 @@
-"""Pyro as it is."""
+"""Steps by Pyro, with nothing captured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pyro import poutine
 from torch import Tensor
 
-from .base import Engine
+from .base import StepwiseEngine
 from .minibatches import Batch
 
 __all__ = ["Eager"]
 
 
-class Eager(Engine):
-    """Runs guide and model under Pyro's handlers at each step: works for every program, at about a millisecond a step."""
+class Eager(StepwiseEngine):
+    """Runs guide and model under Pyro's handlers at each step. Works for every program; takes about a millisecond a step."""
 
     def step(self, batch: Batch) -> float:
         problem = self.problem
@@ -31,7 +31,7 @@ class Eager(Engine):
 
 
 def adopt(trace: poutine.Trace, parameters: list[Tensor], tables: Mapping[Tensor, Tensor]) -> None:
-    """Adds the parameters that this trace met for the first time, but for tables that are optimised row by row."""
+    """Adds the parameters that this trace met for the first time, except tables that are optimised row by row."""
     known = {id(parameter) for parameter in (*parameters, *tables)}
     for site in trace.nodes.values():
         parameter = site["value"].unconstrained() if site["type"] == "param" else None

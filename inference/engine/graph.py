@@ -1,4 +1,4 @@
-"""The step captured once, and run as plain tensor operations."""
+"""Steps by a captured graph of tensor operations."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Engine, Problem
+from .base import StepwiseEngine
+from .comparison import agree
 from .eager import Eager
-from .graphs.capture import CaptureError, capture
+from .errors import CaptureError, DifferenceError, OtherDrawsError
+from .graphs.capture import capture
 from .minibatches import Batch
+from .problem import Problem
+from .strategy import Strategy
 
-__all__ = ["Graph", "agree"]
-
-RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""How far a captured step may be from eager's, by dtype: the order of sums may differ, nothing else."""
+__all__ = ["Graph"]
 
 
-class Graph(Engine):
-    """Captures guide, model and gradients as one graph of tensor operations, and runs that: two to four times `Eager`'s speed.
+class Graph(StepwiseEngine):
+    """Captures loss and gradients as one graph of tensor operations and runs that: two to four times as fast as `Eager`.
 
-    It draws from the global generator what `Eager` would, in the same order, so that both take the same trajectory. What
-    cannot be captured runs by `Eager`, with one warning that says why. A captured step is compared with eager's, in loss,
-    gradient and random state, at the first, second, fourth, eighth … step: a program whose behaviour changes with time is
-    found out and run by `Eager` from there on.
+    The graph draws from the global generator what `Eager` would, in the same order, so that both take the same trajectory.
+    Steps 1, 2, 4, 8, … are also taken by `Eager`, and loss, gradients and random state are compared. A program that cannot
+    be captured, or whose captured step differs, runs by `Eager` from then on, with one warning that says why.
 
     Args:
-        problem: what to run. Objectives of Pyro's own are not captured, since they turn tensors into numbers.
+        problem: the fit. Pyro's own objectives are not captured, since they turn tensors into numbers; they run by `Eager`.
     """
+
+    strategy = Strategy
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -55,13 +57,13 @@ class Graph(Engine):
         return float(loss)
 
     def _compare(self, key: Any, batch: Batch) -> float:
-        """Takes the step by `Eager`, captures it if it is new, and gives up on capture if the two differ."""
+        """Takes the step by `Eager`, captures it if it is new, and stays with `Eager` if the two differ."""
         parameters = self.problem.parameters
         before = torch.get_rng_state()
         known = len(parameters)
         loss = self.eager.step(batch)
         if len(parameters) != known:
-            # What was captured before knows nothing of the new ones.
+            # The old graphs lack the new parameters.
             self._graphs.clear()
         after = torch.get_rng_state()
         gradients = [parameter.grad for parameter in parameters]
@@ -83,9 +85,9 @@ class Graph(Engine):
 
     def _require_equal(self, found: list[Tensor | None], expected: list[Tensor | None], rng: Tensor) -> None:
         if not torch.equal(torch.get_rng_state(), rng):
-            raise CaptureError("it draws other random numbers than the program")
+            raise OtherDrawsError
         if len(found) != len(expected) or not all(map(agree, found, expected)):
-            raise CaptureError(f"its loss or gradient differs at step {self._steps - 1}")
+            raise DifferenceError(f"its loss or gradient differs at step {self._steps - 1}")
 
     def _evaluate(self, batch: Batch) -> list[Tensor | None]:
         problem = self.problem
@@ -98,20 +100,11 @@ class Graph(Engine):
         return [parameter.detach() for parameter in self.problem.parameters]
 
     def _hand_out(self, batch: Batch) -> None:
-        """What the program would do itself when it looks up its rows."""
+        """Looks up the batch's rows of the local tables, as the program would."""
         for table in self.problem.rows.leaves:
             self.problem.rows.hand_out(table, batch.kwargs["index"])
 
 
 def _inputs(batch: Batch) -> list[Tensor]:
-    """The tensors that differ from batch to batch."""
+    """The tensors among the arguments: they differ from batch to batch."""
     return [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, Tensor)]
-
-
-def agree(found: Tensor | None, expected: Tensor | None) -> bool:
-    """Whether two tensors are equal but for the order of sums, measured by the largest number in them; None is zero."""
-    if found is None or expected is None:
-        return found is None and (expected is None or bool((expected == 0).all()))
-    tolerance = RELATIVE.get(found.dtype, 1e-4)
-    largest = float(expected.detach().abs().nan_to_num(0.0, 0.0).max())
-    return torch.allclose(found, expected.to(found), rtol=tolerance, atol=tolerance * (1e-12 + largest), equal_nan=True)

@@ -8,27 +8,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batch", "Batches", "BatchesPlace"]
 
 
 class Batch(NamedTuple):
-    """The arguments of one call of model and guide, and how many epochs were finished before it."""
+    """The arguments of one call of model and guide, and the number of epochs finished before it."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     epoch: int = 0
 
 
-class Batches(Iterator[Batch]):
-    """Endless batches of `batch_size` rows, every row once in each epoch; all the data at once if it is None.
+class BatchesPlace(NamedTuple):
+    """A position in a stream of batches: the epoch, the rows of its remaining batches, and a batch that was peeked at."""
 
-    The last batch of an epoch may be smaller; its rows are scaled by their own number, so every batch is unbiased. The
+    epoch: int
+    left: list[Tensor]
+    peeked: list[Batch]
+
+
+class Batches(Iterator[Batch]):
+    """Endless stream of batches of `batch_size` rows, each row once in an epoch; of all the data if `batch_size` is None.
+
+    The last batch of an epoch may be smaller; it is scaled by its own number of rows, so that every batch is unbiased. The
     permutation of an epoch is drawn when its first batch is asked for.
 
     Args:
-        args: the data; rows of every tensor belong together.
+        args: the data; row i of every tensor belongs to datum i.
         batch_size: rows in a batch.
-        transform: applied anew to the rows of x, the first argument, of each batch.
+        transform: applied to the rows of x, the first argument, of each batch.
     """
 
     def __init__(
@@ -49,23 +57,32 @@ class Batches(Iterator[Batch]):
         return self.of(self.indices(1)[0])
 
     def peek(self) -> Batch:
-        """The next batch, which stays the next."""
+        """The next batch, without moving on."""
         batch = next(self)
         self._peeked.append(batch)
         return batch
 
-    def indices(self, most: int) -> list[Tensor]:
-        """The rows of the next batches of this epoch, at most `most` of them and all of the same size."""
+    @property
+    def place(self) -> BatchesPlace:
+        """The position in the stream; it can be set."""
+        return BatchesPlace(self.epoch, list(self._left), list(self._peeked))
+
+    @place.setter
+    def place(self, place: BatchesPlace) -> None:
+        self.epoch, self._left, self._peeked = place.epoch, list(place.left), list(place.peeked)
+
+    def indices(self, limit: int) -> list[Tensor]:
+        """The row numbers of the next batches of this epoch: at most `limit` batches, all of the same size."""
         assert self.batch_size is not None
         if not self._left:
             self.epoch += 1
             self._left = list(torch.randperm(len(self.args[0]), device=self.args[0].device).split(self.batch_size))
-        same = [index for index in self._left[:most] if len(index) == len(self._left[0])]
+        same = [index for index in self._left[:limit] if len(index) == len(self._left[0])]
         self._left = self._left[len(same) :]
         return same
 
     def of(self, index: Tensor | None) -> Batch:
-        """The batch of these rows, or of all."""
+        """The batch of the rows `index`, or of all rows."""
         if index is None:
             return Batch((self._transformed(self.args[0]), *self.args[1:]), {})
         x, *others = (value[index] for value in self.args)

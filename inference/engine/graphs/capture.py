@@ -1,4 +1,4 @@
-"""One step of a fit as a graph of tensor operations, with nothing of Pyro left."""
+"""Captures one step of a fit as a graph of tensor operations, without Pyro."""
 
 from __future__ import annotations
 
@@ -11,34 +11,30 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .optimiser_step import PlainOptimiserError
+from ..errors import CaptureError, LoopError
 from .simplify import simplify
 
-__all__ = ["CaptureError", "capture"]
-
-
-class CaptureError(RuntimeError):
-    """The program cannot be captured; the message says why and where."""
+__all__ = ["capture"]
 
 
 def capture(
     loss_and_gradients: Callable[[], Sequence[Tensor | None]], leaves: Sequence[Tensor], args: Sequence[Tensor]
 ) -> fx.GraphModule:
-    """Runs `loss_and_gradients` once and returns the graph of what it computed from `leaves` and `args`.
+    """Runs `loss_and_gradients` once and returns the graph of its operations on `leaves` and `args`.
 
-    Every tensor that it reads besides these becomes a constant of the graph. Random operations stay in the graph, in their
-    order, so that it draws from the global generator what the program would.
+    Every other tensor that it reads becomes a constant of the graph. Random operations stay in the graph, in their order, so
+    that the graph draws from the global generator what the program would.
 
     Args:
-        loss_and_gradients: a function of no arguments that uses the very tensors in `leaves` and `args`, and returns
+        loss_and_gradients: a function without arguments that reads the tensor objects in `leaves` and `args`, and returns
             tensors or None.
-        leaves, args: its inputs.
+        leaves, args: the inputs of the graph.
 
     Returns:
         A function of (leaves, args) that returns the same list for other values of the same shapes and dtypes.
 
     Raises:
-        PlainOptimiserError: from the function itself.
+        LoopError: from the function itself.
         CaptureError: if Python's control flow depends on a tensor's value, or a buffer is changed in place.
     """
     try:
@@ -48,7 +44,7 @@ def capture(
             _refuse_changed_constants(traced)
             example = ([leaf.detach() for leaf in leaves], list(args))
             pure = make_fx(torch.func.functionalize(traced, remove="mutations"))(*example)
-    except (CaptureError, PlainOptimiserError):
+    except (CaptureError, LoopError):
         raise
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)
@@ -62,7 +58,7 @@ def _refuse_changed_constants(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if "batch_norm" in str(node.target) and any(n.op == "get_attr" for n in node.args[3:5] if isinstance(n, fx.Node)):
-            # Its running moments change, though its schema does not say so.
+            # It changes its running moments, although its schema does not say so.
             raise CaptureError(f"buffers of the model or guide may be changed in place by {node.target}")
         if schema is not None and schema.is_mutable:
             changed = node.args[0]
@@ -77,7 +73,7 @@ def _refuse_changed_constants(traced: fx.GraphModule) -> None:
 
 @contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """To record where each operation was called would take as long as all the rest."""
+    """Recording where each operation was called would double the time of a capture."""
     before = fx.config.do_not_emit_stack_traces
     fx.config.do_not_emit_stack_traces = True
     try:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .capture import CaptureError
-from .optimiser_step import PlainOptimiserError
+from ..errors import CaptureError, LoopError
 
 __all__ = ["Loop", "Packing", "loop"]
 
@@ -115,7 +114,7 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, by_step: i
         by_step: how many of these, the last ones, differ from step to step, such as the index of a minibatch.
 
     Raises:
-        PlainOptimiserError: if the optimiser's state grows.
+        LoopError: if the optimiser's state grows.
         CaptureError: if the step would change the type of its state, so that it cannot be repeated.
     """
     packing = Packing(state)
@@ -200,7 +199,7 @@ def _copy(source: fx.Graph, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> li
 
 def _require_same_state(new: Sequence[fx.Node], packing: Packing, given: Sequence[fx.Node]) -> None:
     if len(new) != len(packing.shapes):
-        raise PlainOptimiserError("the optimiser keeps more after a step than before it")
+        raise LoopError("the optimiser keeps more after a step than before it")
     for node, shape, dtype in zip(new, packing.shapes, packing.dtypes, strict=True):
         meta = node.meta.get("tensor_meta")
         if node not in given and meta is not None and (meta.shape, meta.dtype) != (shape, dtype):

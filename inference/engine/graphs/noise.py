@@ -1,4 +1,4 @@
-"""The Gaussian draws of many steps, made before the steps are taken."""
+"""Draws the Gaussian noise of many steps before they are taken."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from .capture import CaptureError
+from ..errors import MappingError
 from .loop_body import Packing
 from .simplify import is_random
 
 __all__ = ["Noise", "draws_of"]
 
 aten = torch.ops.aten
-FILLED_TOGETHER = 16
-"""torch fills so many numbers of a contiguous tensor at a time, and smaller tensors number by number."""
+TORCH_BLOCK = 16
+"""torch draws a contiguous tensor of at least this many Gaussian numbers in blocks of this size, a smaller one singly."""
 
 
 class Noise:
-    """Standard Gaussian numbers of a step, laid end to end in one vector for each dtype.
+    """The standard Gaussian draws of a step, laid end to end in one vector for each dtype.
 
     Args:
         draws: empty tensors of the shapes and dtypes of a step's draws, in their order.
@@ -30,27 +30,27 @@ class Noise:
         self._single = len(draws) == 1
         sizes = [draw.numel() for draw in draws]
         alike = len(self.packing.groups) == 1
-        self._small = alike and max(sizes) < FILLED_TOGETHER
-        self._whole = alike and all(size % FILLED_TOGETHER == 0 for size in sizes)
+        self._small = alike and max(sizes) < TORCH_BLOCK
+        self._whole = alike and all(size % TORCH_BLOCK == 0 for size in sizes)
 
     @property
     def numbers(self) -> int:
-        """Of a step."""
+        """Random numbers of one step."""
         return sum(shape.numel() for shape in self.packing.shapes)
 
     def vectors(self, *steps: int) -> list[Tensor]:
-        """Empty ones for a step, or for several: shape (*steps, numbers)."""
+        """Empty vectors, one for each dtype, of shape (*steps, numbers)."""
         return [torch.empty(*steps, sum(self.packing.sizes(dtype)), dtype=dtype) for dtype in self.packing.groups]
 
     def draw(self, steps: int) -> list[Tensor]:
-        """Draws from the global generator what so many steps would, in their order, to the last bit.
+        """Draws from the global generator the same numbers, bit by bit, as `steps` steps would one by one.
 
         Returns:
             One tensor (steps, numbers) for each dtype.
         """
         rows = self.vectors(steps)
         if self._small:
-            # A tensor with gaps is filled number by number, as small ones are.
+            # torch draws a strided tensor singly, like small ones: one call for all steps.
             return [rows[0].new_empty(rows[0].numel(), 2)[:, 0].normal_().view_as(rows[0])]
         if self._whole:
             return [rows[0].normal_()]
@@ -61,10 +61,10 @@ class Noise:
 
 
 def draws_of(step: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that draw standard Gaussian numbers, in their order.
+    """The step's random operations, which must be standard Gaussian draws, in their order.
 
     Raises:
-        CaptureError: if the step draws anything else.
+        MappingError: if there is another random operation.
     """
     nodes = [node for node in step.graph.nodes if node.op == "call_function" and is_random(node)]
     for node in nodes:
@@ -75,7 +75,7 @@ def draws_of(step: fx.GraphModule) -> list[fx.Node]:
             node.kwargs.get("generator"),
         )
         if node.target not in _GAUSSIAN or settings not in (((), 0.0, 1.0, None), ((0.0, 1.0), 0.0, 1.0, None)):
-            raise CaptureError(f"it draws by {node.target}, not standard Gaussian numbers alone")
+            raise MappingError(f"it draws by {node.target}, not standard Gaussian numbers alone")
     return nodes
 
 

@@ -1,4 +1,4 @@
-"""How many threads a step is worth."""
+"""Chooses the number of threads for a step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import fx
 
 __all__ = ["fewest_for", "fixed_threads", "work"]
 
-WORTH = 2_000_000
-"""Operations of a step from which on a second thread earns more than it costs to wake it up."""
+MIN_SHARED_WORK = 2_000_000
+"""Operations of a step above which a second thread saves more time than waking it costs."""
 
 
 def fewest_for(step: fx.GraphModule) -> int:
     """One thread for a small step, torch's number for a large one."""
-    return torch.get_num_threads() if work(step) > WORTH else 1
+    return torch.get_num_threads() if work(step) > MIN_SHARED_WORK else 1
 
 
 def work(step: fx.GraphModule) -> int:
-    """Floating-point operations of a step, roughly: products of matrices in full, anything else one for each result."""
+    """Floating-point operations of a step, roughly: all of a matrix product, one per result of any other operation."""
     return sum(_operations(node) for node in step.graph.nodes if node.op == "call_function")
 
 
@@ -47,12 +47,12 @@ _PRODUCTS = {
     torch.ops.aten.baddbmm.default: 1,
     torch.ops.aten.convolution.default: 1,
 }
-"""The argument whose last dimension is summed over."""
+"""The position of the argument whose last dimension is summed over."""
 
 
 @contextmanager
 def fixed_threads(count: int) -> Iterator[None]:
-    """`count` threads, then as many as before."""
+    """Sets torch's number of threads to `count`, and back on leaving."""
     before = torch.get_num_threads()
     try:
         if count != before:

@@ -1,4 +1,4 @@
-"""One captured step for several fits at once."""
+"""Maps one captured step over several fits."""
 
 from __future__ import annotations
 
@@ -11,53 +11,59 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .capture import CaptureError
+from ..errors import MappingError
 from .noise import Noise, draws_of
 from .simplify import simplify
 
-__all__ = ["Batched", "Layout", "batched", "fits_along"]
+__all__ = ["Layout", "MappedStep", "fits_along", "map_over_fits"]
 
 aten = torch.ops.aten
 FIRST, LAST = 0, -1
 
 
 class Layout(NamedTuple):
-    """How the states of several fits lie in joint tensors.
+    """The arrangement of the states of n fits in the tensors that a loop carries.
 
     Attributes:
-        along: the dimension of the fits, the first or the last.
-        own: whether each tensor of the state is a fit's own, or the same for all.
+        along: the dimension of the fits, the first or the last; None for a single fit, which has no such dimension.
+        own: whether each tensor of the state differs from fit to fit.
     """
 
-    along: int
+    along: int | None
     own: list[bool]
 
     def joint(self, states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """One tensor for all fits."""
+        """Stacks the states of all fits, tensor by tensor."""
+        along = self.along
+        if along is None:
+            return list(states[0])
         return [
-            torch.stack(values, self.along) if own else values[0]
+            torch.stack(values, along) if own else values[0]
             for own, values in zip(self.own, zip(*states, strict=True), strict=True)
         ]
 
-    def rows(self, own: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """One tensor for all fits of what has a row for each step."""
-        among = 1 if self.along == 0 else self.along
-        return [torch.stack(rows, among) for rows in zip(*own, strict=True)]
+    def joint_rows(self, own: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Stacks tensors of all fits that have one row for each step."""
+        if self.along is None:
+            return list(own[0])
+        return [torch.stack(rows, 1 if self.along == FIRST else LAST) for rows in zip(*own, strict=True)]
 
-    def apart(self, state: Sequence[Tensor], fits: int) -> list[list[Tensor]]:
-        """The reverse."""
+    def split(self, joint: Sequence[Tensor], fits: int) -> list[list[Tensor]]:
+        """Splits joint tensors into one state per fit."""
+        along = self.along
+        if along is None:
+            return [list(joint)]
         return [
-            [value.select(self.along, k) if own else value for own, value in zip(self.own, state, strict=True)]
-            for k in range(fits)
+            [value.select(along, k) if own else value for own, value in zip(self.own, joint, strict=True)] for k in range(fits)
         ]
 
 
-class Batched(NamedTuple):
+class MappedStep(NamedTuple):
     """A step of several fits.
 
     Attributes:
         step: a graph of (*state, rate, *data[, index][, *noise]) that returns the losses, shape (fits,), and the new state.
-        noise: what the step draws, None if nothing; an input has the numbers of one dtype, for all fits.
+        noise: the Gaussian draws of a fit's step, None if there are none; `step` has one input for each of their dtypes.
     """
 
     step: fx.GraphModule
@@ -65,26 +71,27 @@ class Batched(NamedTuple):
 
 
 def fits_along(step: fx.GraphModule) -> int:
-    """The dimension along which the fits lie: the last, where vectors are long, unless the step works on matrices."""
-    return FIRST if any(_is_of_matrices(node) for node in step.graph.nodes) else LAST
+    """The dimension for the fits: the last, which gives long vectors, unless the step has operations on matrices."""
+    return FIRST if any(_is_on_matrices(node) for node in step.graph.nodes) else LAST
 
 
-def batched(
-    step: fx.GraphModule, state: Sequence[Tensor], data: Sequence[Tensor], index: Tensor | None, *, own: Sequence[bool]
-) -> Batched:
-    """Maps a captured step over fits that differ in their state, their minibatch and their noise.
+def map_over_fits(
+    step: fx.GraphModule, state: Sequence[Tensor], data: Sequence[Tensor], index: Tensor | None, layout: Layout
+) -> MappedStep:
+    """Maps a captured step over fits that differ in state, minibatch and noise.
 
     Args:
         step: a graph of (*state, rate, *data[, index]).
-        state: of all fits: a tensor that is a fit's own has them along the dimension `fits_along`.
-        data: shared.
-        index: of the minibatch of each fit, likewise.
-        own: whether each tensor of the state is a fit's own, or the same for all.
+        state: the joint state.
+        data: shared by the fits.
+        index: the rows of each fit's minibatch, stacked along `layout.along`.
+        layout: of the joint state; `along` is `fits_along(step)`.
 
     Raises:
-        CaptureError: if the step draws other than Gaussian numbers, or does what cannot be mapped.
+        MappingError: if the step draws other than Gaussian numbers, or has an operation that cannot be mapped.
     """
-    along = fits_along(step)
+    along, own = layout.along, layout.own
+    assert along is not None
     flat, noise = _without_draws(step)
     fits = next(value.shape[along] for value, mine in zip(state, own, strict=True) if mine)
     rows = [] if noise is None else [vector.unsqueeze(along).repeat_interleave(fits, along) for vector in noise.vectors()]
@@ -94,13 +101,13 @@ def batched(
     rate = torch.tensor(0.0, dtype=torch.float64)
     try:
         with _without_fallback():
-            return Batched(simplify(make_fx(mapped)(*state, rate, *data, *varying)), noise)
+            return MappedStep(simplify(make_fx(mapped)(*state, rate, *data, *varying)), noise)
     except Exception as error:
-        raise CaptureError(f"it cannot be mapped over several fits: {str(error).strip().splitlines()[0]}") from error
+        raise MappingError(f"it cannot be mapped over several fits: {str(error).strip().splitlines()[0]}") from error
 
 
 def _without_draws(step: fx.GraphModule) -> tuple[fx.GraphModule, Noise | None]:
-    """The step as a function of single tensors, the last its draws. A factorisation that fails makes its loss NaN."""
+    """The step with its draws as the last inputs. A factorisation that fails makes its loss NaN."""
     nodes = draws_of(step)
     graph = fx.Graph()
     made = {node: graph.placeholder(node.name) for node in step.graph.nodes if node.op == "placeholder"}
@@ -128,7 +135,7 @@ def _without_draws(step: fx.GraphModule) -> tuple[fx.GraphModule, Noise | None]:
 
 @contextmanager
 def _without_fallback() -> Iterator[None]:
-    """An operation that torch maps by repeating it for each fit gains nothing."""
+    """Raises where torch would map an operation by repeating it for each fit, which gains nothing."""
     functorch: Any = torch._C._functorch
     before = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)
@@ -138,10 +145,10 @@ def _without_fallback() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(before)
 
 
-def _is_of_matrices(node: fx.Node) -> bool:
+def _is_on_matrices(node: fx.Node) -> bool:
     name = str(node.target)
     return node.op == "call_function" and any(word in name for word in _MATRICES)
 
 
 _MATRICES = ("mm", "mv", "linalg", "cholesky", "triangular", "convolution")
-"""In the names of operations that expect their matrices in the last two dimensions."""
+"""Parts of the names of operations that expect matrices in the last two dimensions."""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..errors import BuildError
 from ..graphs.loop_body import Loop
 from .hoist_allocations import lean
 
-__all__ = ["BuildError", "build", "load"]
+__all__ = ["Compiled", "build", "load"]
 
 SMALL = 1024
 """Numbers of a matrix whose product with a vector is no call of a library."""
@@ -26,10 +27,6 @@ SMALL = 1024
 Compiled = Callable[[list[Tensor]], list[Tensor]]
 """Runs a loop: takes the inputs of its body, with i = 0, and returns what it carries after `count` steps. It overwrites the
 inputs that it carries."""
-
-
-class BuildError(RuntimeError):
-    """The loop could not be compiled; the message says why."""
 
 
 def build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..base import Problem
+from ..errors import BuildError
 from ..graphs.loop_body import Loop
+from ..problem import Problem
 from . import build as build_module
 from . import hoist_allocations as lean
 from . import inline_triangular_solve as triangular
-from .build import BuildError, Compiled, build, load
+from .build import Compiled, build, load
 
 __all__ = ["MOST_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
 
@@ -44,21 +45,25 @@ def entry(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Path:
     return folder() / hashlib.sha256(repr((loop.body.code, layout, processor, made_by)).encode()).hexdigest()
 
 
-def nickname(problem: Problem) -> str:
-    """What can be said of a loop before it is captured: the programs' names and the shapes of parameters and data.
+def nickname(problem: Problem, *, fits: int = 1) -> str:
+    """A name for a loop before it is captured, from the programs' names and the shapes of parameters and data.
 
-    Two loops may share it, so that it tells only whether it is worth capturing.
+    Two loops may share a nickname; it only tells whether capturing is worth a try.
+
+    Args:
+        problem: the fit.
+        fits: the number of fits in the loop.
     """
     programs = [getattr(program, "__qualname__", type(program).__qualname__) for program in (problem.model, problem.guide)]
     kinds = [type(part).__qualname__ for part in (problem.objective, problem.optimiser)]
     tensors = [*problem.parameters, *(value for value in problem.batches.args if isinstance(value, Tensor))]
     layout = [(tuple(value.shape), str(value.dtype)) for value in tensors]
-    words = programs, kinds, layout, problem.batches.batch_size
+    words = programs, kinds, layout, problem.batches.batch_size, fits
     return f"known-{hashlib.sha256(repr(words).encode()).hexdigest()}"
 
 
 def knows(nickname: str) -> bool:
-    """Whether a loop of that nickname has been found."""
+    """Whether a loop has been found under this nickname before."""
     return next(folder().glob(f"*/{nickname}"), None) is not None
 
 
