@@ -35,7 +35,7 @@ from inference import analytic_elbo, best_elbo, fit
 from inference.engine import Auto, Graph
 from inference.engine.minibatches import Batch
 from inference.fitting.default_objective import lowest_variance_objective
-from inference.fitting.learning_rate import RATES, TRIAL_STEPS
+from inference.fitting.learning_rate import RATES
 from inference.objectives import StickingTheLanding
 from inference.optimisers import BatchAndMatch, DoWG, FixedDraws, NaturalGradient, Solver
 from inference.optimisers.fixed_draws import SampleAverage
@@ -247,7 +247,7 @@ def defaulted(problem: Problem, seed: int) -> Time:
             return super().advance(steps)
 
     done = fit(problem.model, guide, problem.x, seed=seed, engine=Counting)
-    gap, gradients = problem.gap_of(guide), draws * (taken + len(RATES) * STEPS)
+    gap, gradients = problem.gap_of(guide), draws * (taken + len(RATES) * TRIAL_STEPS)
     return Time(gradients, done.seconds, gap, gradients) if gap < MAX_GAP else Time(inf, inf, gap, gradients)
 
 

@@ -29,10 +29,8 @@ from inference.diagnostics import (
     psis,
     scalars,
 )
-from inference.evidence.psis import psis
 from inference.programs.isolation import isolated
 from inference.programs.log_joint import LogJoint
-from inference.programs.quantities import scalars
 from models import (
     EightSchools,
     Funnel,

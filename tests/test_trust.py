@@ -16,7 +16,6 @@ from inference.cli import app
 from inference.diagnostics import by_name, moment_errors, scalars
 from inference.diagnostics.modes import missed_modes
 from inference.objectives import TraceELBO
-from inference.programs.quantities import scalars
 from inference.stopping import Stop
 from models import EightSchools, Funnel, GaussianMean, LinearRegression, LinearVAE, LocalGaussian, Ring
 from models.posteriordb import KidScore

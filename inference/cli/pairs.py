@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guides import Amortized, Guide, Local
 
-from ..evidence.iwae import with_table
+from ..evidence.blocks import with_table
 from ..fitting.fit import Fit, fit
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated

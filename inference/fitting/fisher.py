@@ -47,7 +47,7 @@ def score_draws(model: Callable[..., Any], guide: Callable[..., Any], batch: Bat
         hold = any(not is_point_mass(site["fn"]) for site in guide_sites(guide, batch).values())
         scores = []
         for _ in range(ceil(SCORE_DRAWS / draws)):
-            for pair in traces(*call, draws=draws, hold=hold):
+            for pair in traced_pairs(*call, draws=draws, hold=hold):
                 scores += _scores(pair, leaves)
     return torch.stack(scores)
 

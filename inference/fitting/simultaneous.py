@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..engine import Member, Together
+from ..engine import Member, SimultaneousFits
 from ..programs.isolation import Scope
 from .blocks import Blocks
 from .divergence import DivergenceMonitor
@@ -36,7 +36,7 @@ class SimultaneousRuns:
         members: the runs.
     """
 
-    def __init__(self, engine: Together, members: Sequence[OneOfMany]) -> None:
+    def __init__(self, engine: SimultaneousFits, members: Sequence[OneOfMany]) -> None:
         self.members = members
         self._engine = engine
 
@@ -80,4 +80,4 @@ def simultaneous_runs(plans: Sequence[FitPlan], scopes: Sequence[Scope], rate: f
                 run = LiveRun(problem, space.batch)
                 members.append(OneOfMany(scope, space, run, DivergenceMonitor(run)))
             problems.append(Member(scope, problem))
-        yield SimultaneousRuns(Together(problems, plans[0].engine), members)
+        yield SimultaneousRuns(SimultaneousFits(problems, plans[0].engine), members)
