@@ -159,7 +159,7 @@ def test_bad_input(changes, message):
         compare(model, {}, x)
     with pytest.raises(ValueError, match="draws must be at least 2"):
         compare(model, GUIDES, x, draws=1)
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="duplicate seeds"):
         compare(model, GUIDES, x, seeds=[1, 1])
     with pytest.raises(ValueError, match="name of a reference row"):
         compare(model, {"prior": AutoNormal}, x)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from models import LocalModel
 
-from ..comparison.compare import Comparison, compare
+from ..comparison import Comparison, compare
 from ..fitting.divergence import DivergedError
 from ..fitting.fit import NonFiniteLossError
 from . import names

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from ..comparison.compare import Comparison
+from ..comparison import Comparison
 from ..fitting.to_arviz import to_arviz
 
 __all__ = ["check_folder", "save_comparison", "written_whole"]
