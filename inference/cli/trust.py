@@ -8,7 +8,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..diagnostics.trust import Verdict, trust
+from ..diagnostics.trust import trust
+from ..diagnostics.verdict import Verdict
 from ..fitting.fit import fit
 from . import names
 from .main import app, console, explained
