@@ -21,12 +21,12 @@ from guides import Amortized, Guide, Local
 from models import VAE, Tractable
 
 from ..comparison.gaps import Gaps, gaps
+from ..diagnostics.latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
 from ..elbos.estimate import elbo
 from ..evidence import ais, iwae
 from ..evidence.blocks import with_table
 from ..fitting.fit import Fit, fit
 from ..fitting.unseen import Ascent
-from ..plots.latent_space import active_units_picture, manifold, prior_samples, reconstructions, traversals
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from . import names
