@@ -45,7 +45,7 @@ def test_table(regression):
     assert (table.seconds[list(GUIDES)] > 0).all()
 
 
-def test_best_gap_is_the_family_s(regression):
+def test_best_gap_is_the_gap_of_the_family(regression):
     model, x, result = regression
     table = result.to_frame().set_index("guide")
     optimum = (model.log_evidence(x) - best_elbo(model, MeanField(), x)).item()
