@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from problems import MODELS, SOLVED, build, demo, is_discrete, shake
+from pyro.infer.autoguide import AutoNormal
 
 from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
 from inference import ais, ais_reverse, bidirectional, elbo, fit, iwae
@@ -86,6 +87,26 @@ def test_iwae_of_a_global_latent_is_one_number():
     found = iwae(model, Posterior(model), x, draws=10)
     assert found.value.shape == ()
     torch.testing.assert_close(found.value, model.log_evidence(x), atol=1e-9, rtol=0.0)
+
+
+def test_iwae_uses_the_fitted_parameters_of_a_plain_guide():
+    """The guide is a function with pyro.param; at its initial parameters the bound is far lower."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("x", dist.Normal(pyro.sample("h", dist.Normal(x.new_zeros(()), 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", x.new_tensor(5.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("h", dist.Normal(slope * x, 0.8))
+
+    x = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    done = fit(model, guide, x, steps=400, lr=0.05)
+    found = iwae(done.model, done.guide, x, draws=500)
+    assert ((found.value - exact).abs() < 5 * found.se).all()
+    assert (iwae(model, guide, x, draws=500).value < exact - 1.0).all()
 
 
 def test_blocks_of_data_join_up():
@@ -270,6 +291,11 @@ class TestBadInput:
     def test_a_point_mass_has_no_weights(self):
         with pytest.raises(ValueError, match="point mass"):
             iwae(self.model, Local(self.model, Delta()), self.x, draws=3)
+
+    @pytest.mark.parametrize("guide_class", [AutoNormal, Posterior])
+    def test_ais_needs_the_density_of_q(self, guide_class):
+        with pytest.raises(TypeError, match=f"{guide_class.__name__} does not give"):
+            ais(self.model, guide_class(self.model), self.x)
 
     def test_discrete_latents_have_no_gradient(self):
         model, x = BinaryVAE.demo()
