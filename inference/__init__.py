@@ -1,9 +1,11 @@
 """Inference: fit a guide, measure its ELBO, compare it with the truth."""
 
-from .comparison.compare import Comparison, Run, compare
+from .comparison.compare import compare
 from .comparison.gaps import Gaps, Part, gaps
 from .comparison.gradient_variance import Estimator, GradientVariance, gradient_variance
-from .diagnostics.trust import Decision, Finding, Verdict, trust
+from .comparison.table import Comparison, Run
+from .diagnostics.trust import trust
+from .diagnostics.verdict import Decision, Finding, Verdict
 from .elbos.closed_form import analytic_elbo, best_elbo, evidence_minus_kl, kl
 from .elbos.estimate import Estimate, Terms, elbo
 from .evidence import Evidence, Sandwich, ais, ais_reverse, bidirectional, iwae

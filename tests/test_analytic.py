@@ -1,4 +1,4 @@
-"""The identities of the lesson, at random λ, and Pyro's own estimator against them."""
+"""The two closed-form routes to the ELBO agree at random λ, and Pyro's own estimator agrees with them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TestIdentities:
             parameters = list(guide.parameters())
             exact = -analytic_elbo(model, guide.q(x), x).sum()
             gradient = _flat(torch.autograd.grad(exact, parameters))
-            # Along the gradient an error of scale shows most, along a random direction any other.
+            # An error of scale is largest along the gradient; a random direction shows every other error.
             directions = torch.stack([gradient / gradient.norm(), torch.randn_like(gradient) / len(gradient) ** 0.5], 1)
             objective = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)
             estimates = []
@@ -66,7 +66,7 @@ class TestExactPosterior:
 class TestBestElbo:
     @pytest.mark.parametrize(("model_class", "family_class"), OPTIMA)
     def test_is_the_optimum(self, model_class, family_class):
-        """L-BFGS on the analytic ELBO of one q for each datum finds the same value, and nothing above it."""
+        """L-BFGS on the analytic ELBO, with one q for each datum, reaches the same value and none above it."""
         model, x = demo(model_class)
         dim = latent_dim(model, x)
         family = family_class.demo(dim)
@@ -110,7 +110,7 @@ def test_mean_field_is_provably_worse_where_the_posterior_is_correlated():
 
 
 def test_mean_field_is_exact_on_probabilistic_pca_at_its_maximum_likelihood():
-    """There the columns of the loading are orthogonal, so the posterior precision is diagonal."""
+    """At the maximum likelihood the columns of the loading are orthogonal, so the posterior precision is diagonal."""
     x = datasets.digits().x.double()
     model = ProbabilisticPCA.maximum_likelihood(x, 8)
     torch.testing.assert_close(best_elbo(model, MeanField(), x), model.log_evidence(x), atol=1e-8, rtol=0.0)

@@ -45,7 +45,7 @@ def test_table(regression):
     assert (table.seconds[list(GUIDES)] > 0).all()
 
 
-def test_best_gap_is_the_family_s(regression):
+def test_best_gap_is_the_gap_of_the_family(regression):
     model, x, result = regression
     table = result.to_frame().set_index("guide")
     optimum = (model.log_evidence(x) - best_elbo(model, MeanField(), x)).item()
@@ -159,7 +159,7 @@ def test_bad_input(changes, message):
         compare(model, {}, x)
     with pytest.raises(ValueError, match="draws must be at least 2"):
         compare(model, GUIDES, x, draws=1)
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="duplicate seeds"):
         compare(model, GUIDES, x, seeds=[1, 1])
     with pytest.raises(ValueError, match="name of a reference row"):
         compare(model, {"prior": AutoNormal}, x)

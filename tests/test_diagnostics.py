@@ -1,4 +1,4 @@
-"""Diagnostics: each against a truth, and each on something wrong that it must see."""
+"""Diagnostics: each agrees with a known truth, and each detects an error."""
 
 import os
 from importlib import import_module
@@ -88,7 +88,7 @@ class TestImportance:
         weighted = [importance(*local_guide(n, 0.75), draws=4000, seed=3) for n in rows]
         joint = [w.khat for w in weighted]
         each = [float(w.khat_per_datum.mean()) for w in weighted]
-        # Equal quality: the tail of one datum's weights, (1 − scale²) / 1 a half each of two coordinates.
+        # Every datum's q is equally good, so its k̂ does not depend on the number of data.
         assert max(each[1:]) - min(each[1:]) < 0.1
         assert joint[0] < joint[1] < joint[2] < joint[3]
         assert joint[3] > 0.7 > each[3]
@@ -277,7 +277,7 @@ class TestCalibrationOfManyLatents:
 
     @pytest.mark.slow
     def test_a_guide_fitted_to_each_data_set(self, line):
-        """Few simulations, as each takes a fit: what matters is that draws of a guide are ranked."""
+        """Few simulations, because each takes a fit: this tests that draws of a guide are ranked."""
         found = calibration(
             line, lambda x: fit(line, Global(line, FullRank()), x, steps=100, lr=0.1).guide, rows=12, simulations=20
         )
@@ -392,7 +392,7 @@ class TestPredictive:
     def test_coverage_is_the_level_for_a_good_guide_and_not_for_a_wrong_one(self):
         model, _ = demo(LocalGaussian)
         x = model.simulate(2000, seed=3)[1]
-        # The prior predicts data that it has not seen: coverage is binomial about the level.
+        # The prior has not seen the data, so coverage is binomial about the level.
         found = predictive_coverage(model, Prior(model), x, draws=400)
         for level, share in zip(found.levels, found.share, strict=True):
             assert abs(share - level) < 5 * (level * (1 - level) / 4000) ** 0.5 + 1 / 400**0.5 * 0.5
@@ -417,7 +417,7 @@ class TestPredictive:
             assert abs(elpd.mean() - in_sample) > 5 * elpd.std() / 10**0.5
 
     def test_arvizs_own_loo_is_ours(self, monkeypatch):
-        """Both routes on the same draws, where ArviZ has one; the smoothing of ties apart, they are one formula."""
+        """ArviZ's loo_approximate_posterior and our formula agree on the same draws, up to the smoothing of ties."""
         pytest.importorskip("arviz_stats")
         module = import_module("inference.evidence.psis")
         model, x = demo(LinearRegression)
@@ -433,7 +433,7 @@ class TestPredictive:
         for a, b in zip(found, ours, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
-    def test_loo_says_what_it_cannot_do(self):
+    def test_loo_refuses_dependent_data(self):
         from models.posteriordb import AutoRegression
 
         model, x = AutoRegression.demo()

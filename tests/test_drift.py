@@ -1,4 +1,4 @@
-"""Moves along the posterior: they change no moment of the posterior's draws, and do change those of others."""
+"""Moves along the posterior: they change the moments of wrong draws, and not those of posterior draws."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ SEEDS = 12
 
 
 def calibrated(drifts):
-    """Whether the z-scores have the second moment of standard normal ones, within 5 standard errors."""
+    """Whether the mean square of the z-scores is 1 within 5 standard errors."""
     z = torch.cat([torch.cat([d.mean_z, d.sd_z]) for d in drifts])
     return abs(float((z**2).mean()) - 1) < 5 * (2 / len(z)) ** 0.5
 
@@ -29,7 +29,7 @@ def test_the_posteriors_own_draws_do_not_drift():
     assert all(d.worst(field, 0.0) is None for d in drifts for field in ("mean", "sd"))
 
 
-def test_two_proposals_that_know_the_posterior_agree_within_their_standard_errors():
+def test_two_proposals_that_cover_the_posterior_agree_within_their_standard_errors():
     model, x = demo(GaussianMean)
     exact, guide = model.posterior(x), Global(model, MeanField())
     guide.setup(x)
@@ -46,7 +46,7 @@ def test_two_proposals_that_know_the_posterior_agree_within_their_standard_error
     assert not calibrated([change(replace(a, smoothed=torch.full((2000,), -7.6, dtype=torch.float64)), b) for a, b in pairs])
 
 
-def test_draws_of_a_wide_q_do_not_drift_once_they_are_weighed():
+def test_weighted_draws_of_a_wide_q_do_not_drift():
     model, x = demo(GaussianMean)
     exact, guide = model.posterior(x), Global(model, MeanField())
     guide.setup(x)
@@ -56,14 +56,14 @@ def test_draws_of_a_wide_q_do_not_drift_once_they_are_weighed():
     for seed in range(SEEDS // 2):
         weighted = importance(model, guide, x, draws=1000, seed=seed)
         drifts.append(drift(model, x, weighted, chains=500, moves=3, seed=seed))
-        unweighed = drift(model, x, replace(weighted, smoothed=torch.zeros(1000)), chains=500, moves=3, seed=seed)
-        assert unweighed.worst("sd", 0.1) is not None
+        unweighted = drift(model, x, replace(weighted, smoothed=torch.zeros(1000)), chains=500, moves=3, seed=seed)
+        assert unweighted.worst("sd", 0.1) is not None
     assert all(d.worst(field, 0.0) is None for d in drifts for field in ("mean", "sd"))
 
 
 @pytest.mark.parametrize("moves", [1, 20])
 def test_half_of_a_posterior_drifts_into_the_other_half(moves):
-    """All weights are equal, so no k̂ can see that the other half has no draws. Also what short moves tell is the size."""
+    """All weights are equal, so k̂ cannot detect that half of the posterior has no draws. Few moves find the size too."""
     model, x = demo(GaussianMean)
     weighted, again = (importance(model, Posterior(model), x, seed=seed) for seed in (0, 1))
     half = weighted.scalars.draws[:, 0] < model.posterior(x).mean[0]
@@ -97,8 +97,8 @@ def test_each_datum_is_moved_by_its_own_weights():
         guide.table.copy_(torch.cat([exact.mean, scale.expm1().log()], -1))
     weighted = importance(model, guide, x, draws=2000)
     assert all(drift(model, x, weighted, moves=3).worst(field, 0.0) is None for field in ("mean", "sd"))
-    blind = replace(weighted, smoothed=torch.zeros_like(weighted.smoothed))
-    assert drift(model, x, blind, moves=3).worst("sd", 0.1) == 3
+    unweighted = replace(weighted, smoothed=torch.zeros_like(weighted.smoothed))
+    assert drift(model, x, unweighted, moves=3).worst("sd", 0.1) == 3
 
 
 def test_bad_input():

@@ -53,7 +53,7 @@ def test_agrees_with_the_closed_form(model_class, source, family):
     "guide_class", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDelta, Prior]
 )
 def test_vectorised_draws_agree_with_single_ones(model_class, guide_class):
-    """Draws with an outer plate of draws against one call for each, for all that is called vectorised."""
+    """Draws by an outer plate agree with draws by one call each, for every kind of guide that is vectorised."""
     model, x = demo(model_class)
     guide = guide_class(model)
     with isolated(0):
@@ -126,7 +126,7 @@ class TestPointMass:
         found = elbo(model, Local(model, Delta()), x, draws=40)
         assert (found.value, found.se) == (-float("inf"), 0.0)
 
-    def test_is_not_seen_where_there_is_none(self):
+    def test_is_not_found_in_guides_without_one(self):
         def guide(x):
             pyro.sample("a", dist.Normal(0.0, 1.0))
             pyro.sample("b", dist.LogNormal(0.0, 1.0))
@@ -142,7 +142,7 @@ class TestPointMass:
     [(m, g) for m in TRACTABLE for g in (Prior, Posterior) if g is Prior or issubclass(m, LocalModel)],
 )
 def test_reference_guides_are_scaled_in_minibatches(model_class, guide_class):
-    """With the same draws, the mean over batches of log p − log q is that of all the data."""
+    """With the same draws, log p − log q of all data is its mean over minibatches."""
     model, x = demo(model_class)
     h = poutine.trace(guide_class(model)).get_trace(x).nodes["h"]["value"].detach()
 

@@ -47,7 +47,7 @@ QUICK = {"temperatures": 40, "chains": 32, "leapfrog": 3}
 
 
 def wide_of(model, x):
-    """A guide near the posterior, half as wide again, so that its weights have a small variance and no heavy tail."""
+    """A guide at the posterior's mean with 1.5 times its sds, so that the weights have a small variance and a light tail."""
     guide = Local(model, FullRank())
     guide.setup(x)
     posterior = model.posterior(x)
@@ -159,7 +159,7 @@ def test_iwae_of_a_global_latent_is_one_number():
 
 @pytest.mark.slow
 def test_blocks_of_data_join_up():
-    """More data than one block holds: each datum's bound is about its own datum."""
+    """With more data than one block holds, each bound belongs to its own datum."""
     model, _ = demo(FactorAnalysis)
     x = model.simulate(230, seed=5)[1]
     found = iwae(model, wide_of(model, x), x, draws=2000)
@@ -194,7 +194,7 @@ def test_khat_of_a_stream_is_psis_of_all_the_weights():
 
 @pytest.fixture(scope="module")
 def schools():
-    """Eight schools, not centred, and a full-rank Gaussian fitted to it."""
+    """Non-centred eight schools and a full-rank Gaussian fitted to it."""
     model, x = demo(EightSchools)
     guide = Global(model, FullRank())
     fit(model, guide, x, steps=1500, lr=0.03, objective=TraceELBO(8))
@@ -208,13 +208,13 @@ def z_scores(model, guide, x, truth, *, repeats=40, draws=5000):
 
 @pytest.mark.slow
 class TestDefensive:
-    """A Gaussian has thinner tails than the posterior of eight schools, whose log tau has exponential ones."""
+    """A Gaussian has thinner tails than the posterior of eight schools, where log tau has an exponential tail."""
 
-    def test_evidence_of_eight_schools_with_a_standard_error_to_believe(self, schools):
+    def test_evidence_of_eight_schools_with_a_reliable_standard_error(self, schools):
         model, guide, x = schools
         z, khat = z_scores(model, Defensive(guide), x, -31.311347)
         assert z.abs().max() < 5
-        # Neither biased nor of a false standard error: mean 0 ± 1/√40, mean square 1 ± √(2/40).
+        # Unbiased and with the right standard error: mean 0 ± 1/√40, mean square 1 ± √(2/40).
         assert abs(z.mean()) < 5 / 40**0.5
         assert (z**2).mean() < 1 + 5 * (2 / 40) ** 0.5
         assert khat.median() < 0.7
@@ -225,7 +225,7 @@ class TestDefensive:
         assert (z**2).mean() > 1 + 5 * (2 / 40) ** 0.5
 
     def test_density_is_the_mixtures(self):
-        """E_q[p(x, h) / q(h)] = p(x) for a guide far too narrow, whose own weights miss most of it."""
+        """E_q[p(x, h) / q(h)] = p(x) for a guide that is far too narrow, so that its own weights miss most of p(x)."""
         model, x = demo(GaussianMean)
         x = 0 * x[:2]
         guide = Global(model, MeanField(scale=0.02))
@@ -267,12 +267,12 @@ class TestAis:
         found = ais(model, wide_of(model, x), x, **QUICK)
         assert found.bound == "lower"
         assert ((found.value - exact).abs() < 5 * found.se).all()
-        # So short an annealing leaves larger errors on whole series.
+        # With so few temperatures the error on a whole series is larger.
         shift = 2.0 if model_class is StateSpace else 0.5
         assert ((found.value - exact - shift).abs() > 5 * found.se).all()
 
     def test_weights_are_unbiased_from_the_prior_too(self, model_class):
-        """The mean over data of w / p(x), which is 1 for each, however short the annealing."""
+        """E[w / p(x)] = 1 for each datum, for any number of temperatures."""
         model, _ = demo(model_class)
         x = model.simulate(200, seed=1)[1]
         exact = model.log_evidence(x).detach()
@@ -295,7 +295,7 @@ class TestAis:
 
 
 def test_ais_at_the_posterior_has_constant_weights():
-    """From q = posterior every density of the path is the posterior's, so each weight is p(x), whatever the transitions do."""
+    """If q is the posterior, so is every density of the path, and each weight is p(x) whatever the transitions do."""
     model, x = demo(ProbabilisticPCA)
     guide = wide_of(model, x)
     posterior = model.posterior(x)
@@ -308,7 +308,7 @@ def test_ais_at_the_posterior_has_constant_weights():
 
 @pytest.mark.slow
 def test_ais_improves_on_a_bad_guide():
-    """Annealing repairs what importance sampling from the prior cannot."""
+    """Annealing from the prior is far tighter than importance sampling from it."""
     model, x = demo(ProbabilisticPCA)
     exact = float(model.log_evidence(x).mean())
     annealed = ais(model, Prior(model), x, **QUICK)
@@ -318,7 +318,7 @@ def test_ais_improves_on_a_bad_guide():
 
 @pytest.mark.slow
 def test_ais_with_bounded_latents_and_plain_models():
-    """A Gamma-Poisson model in plain Pyro: the Jacobian of the unconstrained space is in the path."""
+    """A Gamma-Poisson model in plain Pyro: the path's densities include the Jacobian of the unconstrained space."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -344,6 +344,11 @@ class TestBadInput:
     def test_a_point_mass_has_no_weights(self):
         with pytest.raises(ValueError, match="point mass"):
             iwae(self.model, Local(self.model, Delta()), self.x, draws=3)
+
+    @pytest.mark.parametrize("guide_class", [AutoNormal, Posterior])
+    def test_ais_needs_the_density_of_q(self, guide_class):
+        with pytest.raises(TypeError, match=f"{guide_class.__name__} does not give"):
+            ais(self.model, guide_class(self.model), self.x)
 
     def test_discrete_latents_have_no_gradient(self):
         model, x = BinaryVAE.demo()

@@ -1,4 +1,4 @@
-"""The table of estimators says which are biased, which are noisy, and by how much."""
+"""The table of estimators: bias, variance and cost against known values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pair():
     return model, guide, x
 
 
-def test_finds_the_biased_one():
+def test_the_biased_estimator_is_found():
     model, guide, x = pair()
     table = gradient_variance(model, guide, {"right": TraceELBO(4), "wrong": Shrunk()}, x, draws=300)
     right, wrong = table.estimators
@@ -44,7 +44,7 @@ def test_finds_the_biased_one():
 
 @pytest.mark.slow
 def test_variance_is_that_of_the_estimate():
-    """The variance falls as 1 / draws; the score in a scalar Gaussian has the variance that algebra gives."""
+    """The variance falls as 1 / draws, and the score of a scalar Gaussian has a variance in closed form."""
     model, x = LocalGaussian(1).double(), torch.tensor([[0.7]], dtype=torch.float64)
     guide = Local(model, MeanField(scale=0.5**0.5))
     guide.setup(x)
@@ -59,7 +59,7 @@ def test_variance_is_that_of_the_estimate():
     assert rows[0].variance_seconds == rows[0].variance * rows[0].seconds > 0
 
 
-def test_sticking_the_landing_has_none_at_the_posterior():
+def test_sticking_the_landing_has_no_variance_at_the_posterior():
     model, x = LocalGaussian(1).double(), torch.tensor([[0.7]], dtype=torch.float64)
     guide = Local(model, MeanField(scale=0.5**0.5))
     guide.setup(x)
@@ -68,7 +68,7 @@ def test_sticking_the_landing_has_none_at_the_posterior():
     assert row.variance < 1e-12
 
 
-def test_another_target_has_no_bias():
+def test_the_bias_is_unknown_if_the_target_is_not_the_elbo():
     model, guide, x = pair()
     frame = gradient_variance(model, guide, {"elbo": ClosedFormEntropy(), "iwae": IWAE(3)}, x, draws=5).to_frame()
     assert list(frame.objective) == ["elbo", "iwae"]
@@ -76,7 +76,7 @@ def test_another_target_has_no_bias():
     assert frame.variance_seconds.tolist() == (frame.variance * frame.seconds).tolist()
 
 
-def test_a_plain_pair_has_a_variance_but_no_truth():
+def test_a_plain_pair_has_a_variance_but_no_bias():
     def model(x):
         pyro.sample("x", dist.Normal(pyro.sample("h", dist.Normal(0.0, 1.0)), 1.0), obs=x)
 
@@ -89,7 +89,7 @@ def test_a_plain_pair_has_a_variance_but_no_truth():
     assert len(pyro.get_param_store()) == 0
 
 
-def test_squared_mean_is_unbiased_and_knows_its_error():
+def test_squared_mean_and_its_standard_error_are_unbiased():
     generator = torch.Generator().manual_seed(0)
     mean = torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64)
     scale = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)

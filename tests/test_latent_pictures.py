@@ -1,4 +1,4 @@
-"""Pictures of VAEs: they show what they say."""
+"""Pictures of VAEs show the right numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def canvas(figure):
     return torch.from_numpy(figure.axes[0].images[0].get_array().copy())
 
 
-def test_reconstructions_show_the_data_and_are_nearer_to_it_than_to_others(pair):
+def test_reconstructions_are_nearer_to_their_data_than_to_others(pair):
     model, guide, x = pair
     shown = canvas(reconstructions(model, guide, x))
     assert shown.shape == (16, 160, 3)
@@ -63,7 +63,7 @@ def test_manifold_needs_two_latents():
         manifold(VAE((64,), 3))
 
 
-def test_what_is_no_image():
+def test_data_that_are_not_images_are_refused():
     with pytest.raises(ValueError, match="is no image"):
         prior_samples(VAE((5,), 2), side=2)
 

@@ -1,4 +1,4 @@
-"""Long runs as truth: right, refused where they have not converged, and kept on disk."""
+"""Long runs of NUTS: they agree with exact posteriors, are refused unless converged, and are kept on disk."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -47,7 +47,7 @@ def test_agrees_with_exact_posteriors(model_class, sampler):
 
 @pytest.mark.slow
 @needs_numpyro
-def test_numpyro_is_taken_where_it_is_installed():
+def test_numpyro_is_the_default_if_it_is_installed():
     model, x = demo(GaussianMean)
     run = reference(model, x, draws=600, warmup=150)
     assert "numpyro_nuts" in run.about["command"]
@@ -57,8 +57,8 @@ def test_numpyro_is_taken_where_it_is_installed():
     assert (error + 0.5 * run.ess**0.5).abs().min() > 5
 
 
-def test_what_has_a_score_and_a_density_that_disagree_would_be_seen():
-    """NumPyro is handed value and gradient by a callback: the one is the other's derivative, for every chain at once."""
+def test_numpyros_potential_has_the_right_value_and_gradient():
+    """Both come from a callback, for all chains at once."""
     jax = pytest.importorskip("jax")
     from inference.nuts.by_numpyro import double_precision, vectorised_potential
 
@@ -71,7 +71,7 @@ def test_what_has_a_score_and_a_density_that_disagree_would_be_seen():
     assert torch.allclose(torch.tensor(np.array(score)), -joint.score(u), atol=1e-10)
 
 
-def test_the_cache_is_used_made_anew_if_torn_and_keyed_by_all_that_matters(tmp_path, monkeypatch):
+def test_the_cache_is_used_and_a_damaged_file_or_any_change_means_a_new_run(tmp_path, monkeypatch):
     model, x = demo(LinearRegression)
     posterior = model.posterior(x)
 
@@ -81,7 +81,7 @@ def test_the_cache_is_used_made_anew_if_torn_and_keyed_by_all_that_matters(tmp_p
     monkeypatch.setattr(module, "best_sampler", lambda: sampler)
     first = reference(model, x, **SHORT, cache=tmp_path)
     (file,) = tmp_path.iterdir()
-    refused = Mock(side_effect=AssertionError("run anew"), __name__="sampler")
+    refused = Mock(side_effect=AssertionError("a new run"), __name__="sampler")
     monkeypatch.setattr(module, "best_sampler", lambda: refused)
     again = reference(model, x, **SHORT, cache=tmp_path)
     assert torch.equal(first.draws, again.draws)
@@ -92,7 +92,7 @@ def test_the_cache_is_used_made_anew_if_torn_and_keyed_by_all_that_matters(tmp_p
         lambda: reference(LinearRegression(model.covariates, prior_scale=2.0, noise_scale=0.8), x, **SHORT, cache=tmp_path),
         lambda: (file.write_bytes(file.read_bytes()[:200]), reference(model, x, **SHORT, cache=tmp_path)),
     ):
-        with pytest.raises(AssertionError, match="run anew"):
+        with pytest.raises(AssertionError, match="a new run"):
             change()
 
 

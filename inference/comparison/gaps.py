@@ -1,8 +1,7 @@
-"""Where log p(x) − ELBO comes from: the family, the encoder, the optimiser."""
+"""log p(x) − ELBO split into approximation, amortization and optimisation gap."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,24 +12,24 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from guides import Amortized, Guide
+from guides import Guide
 from models import Tractable
 
-from ..engine.minibatches import Batches
 from ..evidence import Evidence, ais, iwae
 from ..evidence.blocks import with_table
-from ..fitting.unseen import Ascent, ascend, log_weights
+from ..fitting.unseen import Ascent, log_weights
 from ..plots.gap_bars import gap_bars
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
+from .best_lambda import EncoderTraining, Lambdas, best_lambdas
 
 __all__ = ["Gaps", "Part", "gaps"]
 
 
 class Part(NamedTuple):
-    """A quantity in nats with its Monte Carlo standard error: shape (N,), or () where latents are shared between data."""
+    """A quantity in nats with its Monte Carlo standard error: shape (N,), or () if latents are shared between data."""
 
     value: Tensor
     se: Tensor
@@ -42,7 +41,7 @@ class Part(NamedTuple):
 
     @property
     def mean_se(self) -> float:
-        """Standard error of `mean`: of the draws, not of the choice of data."""
+        """Monte Carlo standard error of `mean`; the choice of data does not count."""
         return float(self.se.square().sum().sqrt() / max(1, self.se.numel()))
 
 
@@ -50,20 +49,20 @@ class Part(NamedTuple):
 class Gaps:
     """evidence = elbo + approximation + amortization + optimisation, exactly, for each datum. In nats, float64.
 
-    A gap that is negative by more than 3 standard errors is a failed inner optimisation (`failed`), or an evidence estimate
-    that is too low; it is reported as it is.
+    A gap that is negative by more than 3 standard errors reveals a failed inner optimisation (`failed`), or an evidence
+    estimate that is too low. It is reported unchanged.
     """
 
     evidence: Part
     evidence_by: str
-    """"exact", or the estimator of the lower bound that stands for log p(x); then `approximation` is too low by its error."""
+    """"exact", or the estimator of a lower bound used in place of log p(x); `approximation` is then too low by its error."""
     elbo: Part
     approximation: Part
     """log p(x) − ELBO(best λ_i of the family)."""
     amortization: Part
-    """ELBO(best λ_i) − ELBO(λ of the best encoder): zero for a guide without one."""
+    """ELBO(best λ_i) − ELBO(λ of the best encoder): zero for a guide without an encoder."""
     optimisation: Part
-    """ELBO(the best that this guide can be) − ELBO(the guide)."""
+    """ELBO(λ of the best encoder, or best λ_i without an encoder) − ELBO(the guide)."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -72,11 +71,11 @@ class Gaps:
 
     @property
     def failed(self) -> dict[str, float]:
-        """Gaps whose mean is negative beyond 3 standard errors, and by how many nats per datum."""
+        """Gaps whose mean is negative by more than 3 standard errors, with that mean in nats per datum."""
         return {name: part.mean for name, part in self.parts.items() if part.mean < -3 * part.mean_se - 1e-12}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each quantity: mean over the data, its standard error, and the quartiles between data."""
+        """One row for each quantity: mean over the data, its standard error, and the quartiles over the data."""
         rows = []
         for name, part in {"evidence": self.evidence, "elbo": self.elbo, **self.parts}.items():
             low, middle, high = part.value.reshape(-1).quantile(part.value.new_tensor([0.25, 0.5, 0.75])).tolist()
@@ -84,7 +83,7 @@ class Gaps:
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
-        """The three gaps as bars, nats per datum, with two standard errors on either side."""
+        """The three gaps as bars, in nats per datum, with error bars of two standard errors on either side."""
         title = f"log p(x) − ELBO = {(self.evidence.value - self.elbo.value).mean():.3f} ({self.evidence_by})"
         return gap_bars({name: (part.mean, part.mean_se) for name, part in self.parts.items()}, title=title)
 
@@ -104,22 +103,22 @@ def gaps(
     temperatures: int = 0,
     seed: int = 0,
 ) -> Gaps:
-    r"""Splits log p(x) − ELBO of a fitted guide in its three causes, datum by datum, with the model frozen.
+    """Splits log p(x) − ELBO of a fitted guide into its three causes for each datum, with the model frozen.
 
-    The best λ_i of the family is found by one batched optimisation of all data, starting at the guide's own λ_i. The best
-    encoder is found by training a copy of it further, for `encoder_steps`; with 0, what its optimiser left is counted as
-    amortization, as in the literature. The ELBOs at both ends of a difference share their noise.
+    The best λ_i of the family are found by one batched optimisation of all data, from the guide's own λ_i. The best encoder is
+    found by training a copy of the guide's for `encoder_steps` more steps; with 0, as in the literature, its optimisation gap
+    counts as amortization. ELBOs that are subtracted share their random numbers.
 
     Args:
-        model, guide: a fitted pair; the guide one of this suite with a λ.
+        model, guide: a fitted pair; the guide must be one of this suite with a λ.
         x: the data, or a tuple of the model's arguments.
-        train: what to train the copy of the encoder on; x by default. For held-out x give the training data: an encoder
-            trained on x itself is no longer amortized over anything else.
-        encoder_steps, encoder_lr, batch_size: steps of this training, its learning rate and rows in a minibatch.
-        ascent: how λ_i is optimised.
+        train: data for training the copy of the encoder; x by default. For held-out x pass the training data, because an
+            encoder trained on x itself is fitted to x and no longer measures amortization.
+        encoder_steps, encoder_lr, batch_size: steps, learning rate and minibatch rows of this training.
+        ascent: how the λ_i are optimised.
         draws: draws for each ELBO.
-        evidence_draws: draws of the importance-weighted bound, from the best λ_i, where log p(x) is not known exactly.
-        temperatures: if not 0, annealed importance sampling from there too; the higher mean of the two bounds is taken.
+        evidence_draws: draws of the importance-weighted bound at the best λ_i, if log p(x) is not known exactly.
+        temperatures: if not 0, annealed importance sampling from the best λ_i too; the bound with the higher mean is used.
         seed: fixes all draws.
 
     Raises:
@@ -127,99 +126,66 @@ def gaps(
 
     Reference: Cremer, Li & Duvenaud, "Inference suboptimality in variational autoencoders" (2018).
     """
-    args = as_args(x)
+    args, ascent = as_args(x), Ascent() if ascent is None else ascent
     check_rate(encoder_lr)
     check_count(evidence_draws=evidence_draws)
     check_count(draws=draws, least=2)
     check_count(encoder_steps=encoder_steps, temperatures=temperatures, least=0)
     check_data(model, args)
-    guide, model = unwrap(guide), unwrap(model)
-    if not isinstance(guide, Guide):
-        raise TypeError(f"gaps needs a guide of this suite, which has a λ to optimise; {type(guide).__name__} has none.")
-    ascent = Ascent() if ascent is None else ascent
+    guide, model = _suite_guide(guide), unwrap(model)
+    training = EncoderTraining(args if train is None else as_args(train), encoder_steps, encoder_lr, batch_size)
     with isolated(seed):
         check_pair(model, guide, args, {})
-        assert guide.latents is not None
-        with torch.no_grad():
-            own = guide.lambdas(args[0])
-        source = own
-        if isinstance(guide, Amortized) and encoder_steps:
-            data = args if train is None else as_args(train)
-            source = _best_encoder(model, guide, data, steps=encoder_steps, lr=encoder_lr, batch_size=batch_size)(args[0])
-        latents = guide.latents
-        best = ascend(model, latents, guide.family, source, args, ascent=ascent)
-        if not isinstance(guide, Amortized):
-            source = best
-    with isolated(seed + 1):
-        elbo, gained, lost, top = _elbos(model, guide, (own, source, best), args, draws)
-    evidence, evidence_by = _evidence(
-        model, guide, best, x, evidence_draws=evidence_draws, temperatures=temperatures, seed=seed + 2
-    )
-    value = elbo.value + gained.value + lost.value
-    return Gaps(
-        evidence=evidence,
-        evidence_by=evidence_by,
-        elbo=elbo,
-        approximation=Part(evidence.value - value, (evidence.se**2 + top.se**2).sqrt()),
-        amortization=lost,
-        optimisation=gained,
-    )
+        lambdas = best_lambdas(model, guide, args, training=training, ascent=ascent)
+    elbos = _elbos(model, guide, lambdas, args, draws=draws, seed=seed + 1)
+    known = _evidence(model, guide, lambdas.best, x, draws=evidence_draws, temperatures=temperatures, seed=seed + 2)
+    return _split(elbos, *known)
 
 
-def _best_encoder(
-    model: Callable[..., Any], guide: Amortized, train: tuple[Any, ...], *, steps: int, lr: float, batch_size: int | None
-) -> Callable[[Tensor], Tensor]:
-    """x → λ of a copy of the guide whose encoder was trained further, the model left as it is."""
-    twin = copy.deepcopy(guide)
-    assert twin.latents is not None
-    parameters = [p.requires_grad_() for p in twin.parameters()]
-    adam = torch.optim.Adam(parameters, lr=lr)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    stream = Batches(train, batch_size)
-    with pyro.validation_enabled(False):
-        for _ in range(steps):
-            rows = next(stream).args
-            lam = twin.lambdas(rows[0])
-            loss = -log_weights(model, twin.latents, twin.family, lam, rows, draws=1, path=True).mean()
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-                parameter.grad = gradient
-            adam.step()
-            decay.step()
+def _suite_guide(guide: Callable[..., Any]) -> Guide:
+    own = unwrap(guide)
+    if not isinstance(own, Guide):
+        raise TypeError(f"gaps needs a guide of this suite, which has a λ to optimise; {type(own).__name__} has none.")
+    return own
 
-    def lambdas(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return twin.lambdas(x)
 
-    return lambdas
+class _Elbos(NamedTuple):
+    """ELBOs and their differences, draw for draw on the same random numbers."""
+
+    own: Part
+    """ELBO(own)."""
+    optimisation: Part
+    """ELBO(source) − ELBO(own)."""
+    amortization: Part
+    """ELBO(best) − ELBO(source)."""
+    best: Part
+    """ELBO(best)."""
 
 
 def _elbos(
-    model: Callable[..., Any], guide: Guide, ends: tuple[Tensor, Tensor, Tensor], args: tuple[Any, ...], draws: int
-) -> tuple[Part, Part, Part, Part]:
-    """ELBO(own), ELBO(source) − ELBO(own), ELBO(best) − ELBO(source), and ELBO(best), draw for draw on the same noise."""
+    model: Callable[..., Any], guide: Guide, lambdas: Lambdas, args: tuple[Any, ...], *, draws: int, seed: int
+) -> _Elbos:
     assert guide.latents is not None
     numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
-    chunk = max(1, min(draws, MAX_SCORED_NUMBERS // max(1, numbers)))
-    own, source, best = ends
+    size = max(1, min(draws, LIMIT // max(1, numbers)))
     chunks = []
-    with torch.no_grad(), pyro.validation_enabled(False):
-        for start in range(0, draws, chunk):
-            count = min(chunk, draws - start)
+    with isolated(seed), torch.no_grad(), pyro.validation_enabled(False):
+        for start in range(0, draws, size):
+            chunk = min(size, draws - start)
             state = torch.get_rng_state()
             weights = []
-            for lam in (own, source, best):
+            for lam in lambdas:
                 torch.set_rng_state(state)
-                weights.append(log_weights(model, guide.latents, guide.family, lam, args, draws=count).double())
-            chunks.append(torch.stack([weights[0], weights[1] - weights[0], weights[2] - weights[1], weights[2]]))
-    differences = torch.cat(chunks, 1)
-    value, se = differences.mean(1), differences.std(1) / draws**0.5
-    own_part, gained, lost, top = (Part(v, s) for v, s in zip(value, se, strict=True))
-    return own_part, gained, lost, top
+                weights.append(log_weights(model, guide.latents, guide.family, lam, args, draws=chunk).double())
+            own, source, best = weights
+            chunks.append(torch.stack([own, source - own, best - source, best]))
+    terms = torch.cat(chunks, 1)
+    value, se = terms.mean(1), terms.std(1) / draws**0.5
+    return _Elbos(*(Part(v, s) for v, s in zip(value, se, strict=True)))
 
 
-def _evidence(
-    model: Any, guide: Guide, best: Tensor, x: Any, *, evidence_draws: int, temperatures: int, seed: int
-) -> tuple[Part, str]:
+def _evidence(model: Any, guide: Guide, best: Tensor, x: Any, *, draws: int, temperatures: int, seed: int) -> tuple[Part, str]:
+    """log p(x), and how it is known: exactly, or by a lower bound from the best λ."""
     args = as_args(x)
     if isinstance(model, Tractable):
         with torch.no_grad():
@@ -229,8 +195,20 @@ def _evidence(
     if guide.local:
         with isolated(seed):
             proposal = with_table(guide, best, args)
-    found: dict[str, Evidence] = {f"IWAE, {evidence_draws} draws": iwae(model, proposal, x, draws=evidence_draws, seed=seed)}
+    found: dict[str, Evidence] = {f"IWAE, {draws} draws": iwae(model, proposal, x, draws=draws, seed=seed)}
     if temperatures:
         found[f"AIS, {temperatures} temperatures"] = ais(model, proposal, x, temperatures=temperatures, seed=seed)
     name = max(found, key=lambda key: found[key].mean)
     return Part(found[name].value, found[name].se), name
+
+
+def _split(elbos: _Elbos, evidence: Part, evidence_by: str) -> Gaps:
+    best = elbos.own.value + elbos.optimisation.value + elbos.amortization.value
+    return Gaps(
+        evidence=evidence,
+        evidence_by=evidence_by,
+        elbo=elbos.own,
+        approximation=Part(evidence.value - best, (evidence.se**2 + elbos.best.se**2).sqrt()),
+        amortization=elbos.amortization,
+        optimisation=elbos.optimisation,
+    )

@@ -1,4 +1,4 @@
-"""How good each gradient estimator is at one λ: its bias, its variance, its cost."""
+"""Bias, variance and cost of gradient estimators at one λ."""
 
 from __future__ import annotations
 
@@ -24,17 +24,23 @@ from ..programs.validation import as_args, check_count, check_data, check_pair
 
 __all__ = ["Estimator", "GradientVariance", "gradient_variance"]
 
+MIN_DRAWS = 3
+"""For a standard error of the squared bias."""
+
 
 @dataclass(frozen=True)
 class Estimator:
-    """One objective's gradient estimate at one λ, over all parameters of guide and model, in nats per unit of λ, squared."""
+    """One objective's gradient estimate at one λ, over all parameters of guide and model.
+
+    Variance and squared bias are in squared nats per squared unit of λ.
+    """
 
     objective: str
     variance: float
     """Trace of the covariance of one estimate."""
     squared_bias: float
-    """‖E[estimate] − exact gradient of −ELBO‖², itself estimated without bias, so it can be negative; NaN where no closed
-    form is known, or where the objective's target is another function."""
+    """‖E[estimate] − exact gradient of −ELBO‖², estimated without bias, so it can be negative; NaN if no closed form is known
+    or the objective's target is not the ELBO."""
     squared_bias_se: float
     """Standard error of `squared_bias`."""
     seconds: float
@@ -42,17 +48,17 @@ class Estimator:
 
     @property
     def variance_seconds(self) -> float:
-        """Variance of one estimate × its time: the variance that one second of averaging leaves."""
+        """Variance of one estimate × its time: the variance of the average over one second of estimates."""
         return self.variance * self.seconds
 
 
 @dataclass(frozen=True)
 class GradientVariance:
-    """Estimators side by side."""
+    """A comparison of gradient estimators at one λ."""
 
     estimators: tuple[Estimator, ...]
     draws: int
-    """Independent estimates behind each row."""
+    """Independent estimates of each objective."""
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each objective."""
@@ -69,24 +75,22 @@ def gradient_variance(
     draws: int = 200,
     seed: int = 0,
 ) -> GradientVariance:
-    """Measures each objective's gradient at the guide's present λ. Changes neither the parameters nor anything global.
+    """Measures each objective's gradient estimate at the guide's present λ. Changes neither parameters nor global state.
 
-    The exact gradient is that of `analytic_elbo`, for a `models.Tractable` model and a guide with a Gaussian q.
+    The bias needs the exact gradient, that of `analytic_elbo`: for a `models.Tractable` model and a guide with a Gaussian q.
 
     Args:
         model, guide: as for `fit`.
-        objectives: for each name an objective.
+        objectives: name -> objective.
         x: the data, or a tuple of the model's arguments.
         draws: independent estimates for each objective, at least 3.
         seed: fixes the draws.
 
     Raises:
-        TypeError, ValueError: for bad input, or an objective that this pair cannot use, before any measuring.
+        TypeError, ValueError: for bad input, or an objective that does not apply to this pair, before any measurement.
     """
     args = as_args(x)
-    check_count(draws=draws)
-    if draws < 3:
-        raise ValueError(f"draws must be at least 3, for a standard error, but is {draws}.")
+    check_count(draws=draws, least=MIN_DRAWS)
     if not objectives:
         raise ValueError("no objectives to measure: pass at least one name -> objective.")
     check_data(model, args)
@@ -95,13 +99,13 @@ def gradient_variance(
         exact = _exact(model, guide, args, parameters)
         for objective in objectives.values():
             objective(model, guide, args, {})
-        rows = []
+        estimators = []
         for name, objective in objectives.items():
             estimates, seconds = _estimates(partial(objective, model, guide, args, {}), parameters, draws)
             truth = exact if objective.estimates_elbo else None
             squared, se = (nan, nan) if truth is None else _squared_mean(estimates - truth)
-            rows.append(Estimator(name, float(estimates.var(0).sum()), squared, se, seconds))
-    return GradientVariance(tuple(rows), draws)
+            estimators.append(Estimator(name, float(estimates.var(0).sum()), squared, se, seconds))
+    return GradientVariance(tuple(estimators), draws)
 
 
 def _parameters(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
@@ -117,7 +121,7 @@ def _parameters(model: Callable[..., Any], guide: Callable[..., Any], args: tupl
 def _exact(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], parameters: list[Tensor]
 ) -> Tensor | None:
-    """The gradient of −ELBO in closed form, in float64; None if there is none."""
+    """The exact gradient of −ELBO, float64; None if it has no closed form."""
     own = unwrap(guide)
     if not (isinstance(model, Tractable) and hasattr(own, "q")):
         return None
@@ -151,14 +155,14 @@ def _squared_mean(errors: Tensor) -> tuple[float, float]:
 
     Reference: Hoeffding, "A class of statistics with asymptotically normal distribution" (1948), equation 5.13.
     """
-    count = len(errors)
-    pairs = count * (count - 1)
+    draws = len(errors)
+    pairs = draws * (draws - 1)
     gram = errors @ errors.mT
     squared = float((gram.sum() - gram.trace()) / pairs)
     mean = errors.mean(0)
     centred = errors - mean
     products = (centred @ centred.mT).square()
     spread = float((products.sum() - products.trace()) / pairs)
-    # The mean is known with error C / D, which on average adds tr(C²) / D to mᵀCm.
-    along = max(0.0, float((centred @ mean).var()) - spread / count)
-    return squared, sqrt(4 * along / count + 2 * spread / pairs)
+    # The estimated mean has covariance C / D, which adds tr(C²) / D to mᵀCm on average.
+    along = max(0.0, float((centred @ mean).var()) - spread / draws)
+    return squared, sqrt(4 * along / draws + 2 * spread / pairs)

@@ -1,4 +1,4 @@
-"""ELBOs in closed form, and the best that a family can reach."""
+"""ELBOs in closed form, and the best ELBO of a family."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = ["analytic_elbo", "best_elbo", "evidence_minus_kl", "kl"]
 
 
 def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
-    """E_q[log p(x | h)] − KL(q ‖ p(h)) in closed form, in nats: the lesson's reconstruction minus complexity.
+    """E_q[log p(x | h)] − KL(q ‖ p(h)) in closed form, in nats: reconstruction minus complexity.
 
     Args:
         model: a Tractable model.
-        q: a Gaussian over h, batch shape (N,) for a local model and () for a global one; ``guide.q(x)``.
+        q: a Gaussian over h, such as ``guide.q(x)``; batch shape (N,) for a local model, () for a global one.
         x: the data, shape (N, *data_shape).
 
     Returns:
         Shape (N,) for a local model, () for a global one. Differentiable in the parameters of q and of the model.
 
     Raises:
-        TypeError: if the model is not Tractable, or q is not of a kind that has a closed form.
+        TypeError: if the model is not Tractable, or q has no closed form with it.
     """
     _require_tractable(model)
     return model.expected_log_likelihood(q, x) - kl(q, _prior(model))
 
 
 def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
-    """log p(x) − KL(q ‖ p(h | x)) in closed form: the same ELBO by the other route. Arguments as in `analytic_elbo`."""
+    """log p(x) − KL(q ‖ p(h | x)) in closed form: the ELBO by a second route. Arguments and result as for `analytic_elbo`."""
     _require_tractable(model)
     evidence: Tensor = model.log_evidence(x)
     return evidence - kl(q, model.posterior(x))
@@ -44,19 +44,20 @@ def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
 def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     r"""The highest ELBO that a Gaussian family can reach on a linear-Gaussian model, in closed form.
 
-    The posterior is N(m, P⁻¹). Of all Gaussians that correlate h within blocks only, N(m, blockdiag(P_bb)⁻¹) is the closest,
-    and KL = ½ (Σ_b log det P_bb − log det P): a mean field keeps the diagonal of the posterior's *precision*.
+    The posterior is N(m, P⁻¹). The closest Gaussian with correlations only inside blocks is N(m, blockdiag(P_bb)⁻¹), with
+    KL = ½ (Σ_b log det P_bb − log det P). So a mean field keeps the diagonal of the posterior's *precision*.
 
     Args:
         model: a Tractable model with a Gaussian posterior.
-        family: one that `Family.blocks` describes: MeanField, Blocks, FullRank, or LowRank of rank ≥ dim − 1.
+        family: MeanField, Blocks, FullRank, or LowRank of rank ≥ dim − 1 (the families with `Family.blocks`).
         x: the data.
 
     Returns:
         Shape (N,) for a local model, () for a global one.
 
     Raises:
-        ValueError: if the family has no closed-form optimum here.
+        TypeError: if the model is not Tractable.
+        ValueError: if the family has no closed-form optimum on this model.
 
     Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 10.1.2; Turner & Sahani (2011).
     """
@@ -66,8 +67,8 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     blocks = family.blocks()
     if blocks is None:
         raise ValueError(
-            f"{type(family).__name__} has no closed-form optimum over R^{family.dim}: MeanField, Blocks, FullRank and LowRank "
-            "of rank dim − 1 have one."
+            f"{type(family).__name__} has no closed-form optimum over R^{family.dim}: use MeanField, Blocks, FullRank, or "
+            "LowRank of rank dim − 1."
         )
     precision = torch.linalg.inv(covariance)
     within = sum(torch.logdet(precision[..., block, :][..., block]) for block in blocks)
@@ -76,7 +77,7 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
 
 
 def kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q ‖ p), in nats: torch's closed form where it has one, else that of two Gaussians through their covariances."""
+    """KL(q ‖ p) in nats: torch's closed form if it has one, else that of two Gaussians with these means and covariances."""
     if p.batch_shape != q.batch_shape:
         p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # torch's KL of Bernoullis does not broadcast
     try:
@@ -95,5 +96,5 @@ def _require_tractable(model: Any) -> None:
     if not isinstance(model, Tractable):
         raise TypeError(
             f"{type(model).__name__} has no closed-form posterior, evidence and expected log likelihood (models.Tractable): "
-            "use inference.elbo, which needs draws alone."
+            "use inference.elbo, which needs only draws."
         )

@@ -1,4 +1,4 @@
-"""The ELBO of any guide, with its standard error, split in its two terms."""
+"""The ELBO of any guide with its standard error, split into its two terms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Estimate", "Terms", "elbo"]
 
 
 class Terms(NamedTuple):
-    """ELBO = reconstruction − complexity, in nats, each with its Monte Carlo standard error. All of one shape."""
+    """ELBO = reconstruction − complexity, in nats, each with its Monte Carlo standard error. All have the same shape."""
 
     elbo: Tensor
     elbo_se: Tensor
@@ -36,7 +36,7 @@ class Estimate:
     total: Terms
     """For all data together; shape ()."""
     per_datum: Terms | None
-    """For each datum, shape (N,); None where latents are shared between data."""
+    """For each datum, shape (N,); None if latents are shared between data."""
     draws: int
 
     @property
@@ -58,9 +58,9 @@ def elbo(
     draws: int = 100,
     seed: int = 0,
 ) -> Estimate:
-    """Estimates ELBO = E_q[log p(x | h)] − KL(q(h | x) ‖ p(h)) from independent draws, one noise for all terms.
+    """Estimates ELBO = E_q[log p(x | h)] − KL(q(h | x) ‖ p(h)) from independent draws, the same for both terms.
 
-    A point mass (`guides.Delta`, Pyro's AutoDelta) has infinite KL, so its ELBO is −inf. Changes nothing global.
+    A point mass (`guides.Delta`, Pyro's AutoDelta) has infinite KL, so its ELBO is −inf. Global state stays unchanged.
 
     Args:
         model, guide: as for `fit`; after a fit, its `model` and `guide`.
@@ -78,36 +78,37 @@ def elbo(
     check_data(model, args)
     with isolated(seed):
         check_pair(model, guide, args, {})
-        total, per_datum = _Terms(), _Terms()
-        for draw in draw_chunks(model, guide, args, draws=draws):
-            total.add(draw.total)
-            if draw.per_datum:
-                per_datum.add(draw)
-    return Estimate(total.result(), per_datum.result() if per_datum.count else None, draws)
+        total, per_datum = _RunningTerms(), _RunningTerms()
+        for chunk in draw_chunks(model, guide, args, draws=draws):
+            total.add(chunk.total)
+            if chunk.per_datum:
+                per_datum.add(chunk)
+    return Estimate(total.result(), per_datum.result() if per_datum.draws else None, draws)
 
 
-class _Terms:
+class _RunningTerms:
     """Mean and sum of squared deviations of the three terms, merged chunk by chunk.
 
     Reference: Chan, Golub & LeVeque, "Algorithms for computing the sample variance" (1983), equation 2.1.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.draws = 0
         self.mean = self.squares = torch.zeros(())
 
-    def add(self, draw: Draws) -> None:
-        reconstruction, complexity = draw.log_likelihood, draw.log_q - draw.log_prior
+    def add(self, chunk: Draws) -> None:
+        reconstruction, complexity = chunk.log_likelihood, chunk.log_q - chunk.log_prior
         terms = torch.stack([reconstruction - complexity, reconstruction, complexity]).double()
-        count = terms.shape[1]
+        draws = terms.shape[1]
         mean = terms.mean(1)
         squares = (terms - mean.unsqueeze(1)).square().sum(1)
-        if self.count:
+        if self.draws:
+            # Infinite terms of a point mass must not become inf − inf.
             shift = torch.where(mean == self.mean, 0.0, mean - self.mean)
-            squares = squares + self.squares + shift**2 * self.count * count / (self.count + count)
-            mean = torch.where(mean == self.mean, mean, self.mean + shift * count / (self.count + count))
-        self.count, self.mean, self.squares = self.count + count, mean, squares
+            squares = squares + self.squares + shift**2 * self.draws * draws / (self.draws + draws)
+            mean = torch.where(mean == self.mean, mean, self.mean + shift * draws / (self.draws + draws))
+        self.draws, self.mean, self.squares = self.draws + draws, mean, squares
 
     def result(self) -> Terms:
-        se = (self.squares / (self.count - 1) / self.count).sqrt().where(~self.mean.isinf(), 0.0)
+        se = (self.squares / (self.draws - 1) / self.draws).sqrt().where(~self.mean.isinf(), 0.0)
         return Terms(self.mean[0], se[0], self.mean[1], se[1], self.mean[2], se[2])

@@ -54,7 +54,7 @@ def ais(
         One value per datum if every latent lies inside the data plate, else one value for all data.
 
     Raises:
-        TypeError, ValueError: for bad input.
+        TypeError, ValueError: for bad input; also for any other guide, such as Pyro's autoguides, or a discrete latent.
 
     Reference: Neal, "Annealed importance sampling" (2001); Wu, Burda, Salakhutdinov & Grosse, "On the quantitative analysis of
     decoder-based generative models" (2017).

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from guides import Guide
+from guides import Guide, Prior
 from guides.latents import Latents
 
 from ..programs.draws import draw_all
@@ -33,8 +33,14 @@ def annealing_paths(model: Callable[..., Any], guide: Callable[..., Any], args: 
     """One path for each block of data if every latent lies inside the data plate, else a single one.
 
     Raises:
+        TypeError: if q's density at any h is not known: neither a guide of this suite with a λ nor the prior.
         ValueError: if a latent is discrete.
     """
+    if not isinstance(guide, (Guide, Prior)):
+        raise TypeError(
+            f"ais needs the density of q at any h, which {type(guide).__name__} does not give: pass a guide of this suite "
+            "with a λ, or guides.Prior(model)."
+        )
     latents = guide.latents if isinstance(guide, Guide) else _latents(model, args)
     assert latents is not None
     if latents.discrete:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from guides import Guide, Local
 
+from ..programs.bound import unwrap
+
 __all__ = ["guide_blocks", "has_rows", "row_blocks", "with_table"]
 
 MAX_ROWS = 100
@@ -32,11 +34,12 @@ def guide_blocks(guide: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[t
 
     The λ of a block are looked up, or computed by the encoder, once for all draws.
     """
-    if not (isinstance(guide, Guide) and guide.local and has_rows(args)):
+    own = unwrap(guide)
+    if not (isinstance(own, Guide) and own.local and has_rows(args)):
         yield args, guide
         return
     for rows, block in row_blocks(args):
-        yield block, with_table(guide, guide.lambdas(block[0], rows), block)
+        yield block, with_table(own, own.lambdas(block[0], rows), block)
 
 
 def with_table(guide: Guide, lam: Tensor, block: tuple[Any, ...]) -> Local:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..programs.bound import unwrap
 from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -51,7 +50,7 @@ def iwae(
     blocks = []
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {})
-        for block, proposal in guide_blocks(unwrap(guide), args):
+        for block, proposal in guide_blocks(guide, args):
             mean = LogMean(draws)
             for chunk in draw_chunks(model, proposal, block, draws=draws):
                 log_weights = chunk.log_likelihood + chunk.log_prior - chunk.log_q

@@ -1,3 +1,3 @@
-"""Figures. Every function is given numbers; none imports a result class."""
+"""Figures. Every function takes numbers; no module imports a model, a guide or a result class."""
 
 __all__: list[str] = []

@@ -28,22 +28,22 @@ class Panel(NamedTuple):
 
 
 def elbo_curves(panels: Sequence[Panel], *, rows: int, title: str, shade: bool) -> Figure:
-    """ELBO per datum against the step, log p(x) above it, and the KL between them shaded; one panel for each fit.
+    """One panel for each fit: ELBO per datum against the step, log p(x) above it, and the KL between them shaded.
 
-    The curve is a running mean of the noisy losses over 2 % of the steps. A dotted line marks the family's best ELBO where it
-    is known and below log p(x).
+    The curve is a running mean of the noisy losses over 2 % of the steps. A dotted line marks the family's best ELBO if it is
+    known and below log p(x).
 
     Args:
         panels: the fits.
         rows: N, the number of data.
-        title: of the figure.
-        shade: whether to shade the KL; False if the model was learned too, since log p(x) then changed during the fit.
+        title: title of the figure.
+        shade: whether to shade the KL; False if the model was learned too, because log p(x) then changed during the fit.
     """
     columns = max(1, min(3, len(panels)))
     lines = max(1, ceil(len(panels) / columns))
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")
     if not panels:
-        figure.suptitle(f"{title}: no guide has an ELBO")
+        figure.suptitle(f"{title}: no guide has a finite ELBO")
         return figure
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     curves = [_smooth(-panel.nelbo / rows) for panel in panels]
@@ -55,7 +55,7 @@ def elbo_curves(panels: Sequence[Panel], *, rows: int, title: str, shade: bool) 
             if shade:
                 axis.fill_between(steps, value, evidence, color="C0", alpha=0.2, linewidth=0, label="KL(q ‖ p(h|x))")
         if isfinite(best) and evidence - best > 1e-6 * abs(evidence):
-            axis.axhline(best, color="C3", linestyle=":", label="best of the family")
+            axis.axhline(best, color="C3", linestyle=":", label="best ELBO of the family")
         gap = f"\ngap {evidence - panel.elbo / rows:.4f} nats per datum" if isfinite(evidence) else ""
         axis.set_title(panel.name + gap, fontsize=9)
     for axis in axes[len(panels) :]:
@@ -73,6 +73,6 @@ def elbo_curves(panels: Sequence[Panel], *, rows: int, title: str, shade: bool) 
 
 
 def _smooth(value: Tensor) -> tuple[Tensor, Tensor]:
-    """The running mean, and the steps at the middle of its windows."""
+    """Steps in the middle of the windows, and the running means over the windows."""
     width = max(1, len(value) // 50)
     return torch.arange(len(value) - width + 1) + width // 2, value.unfold(0, width, 1).mean(-1)

@@ -1,4 +1,4 @@
-"""Gap bars: the causes of log p(x) − ELBO side by side."""
+"""Gap bars: approximation, amortization and optimisation gap side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def gap_bars(parts: Mapping[str, tuple[float, float]], *, title: str) -> Figure:
     """One bar for each gap, with an error bar of two standard errors on either side.
 
     Args:
-        parts: the mean over the data and its standard error for each gap, in nats per datum.
-        title: of the figure.
+        parts: for each gap its mean over the data and the standard error, in nats per datum.
+        title: title of the figure.
     """
     figure = Figure(figsize=(4.5, 3.2), layout="constrained")
     axis = figure.subplots()

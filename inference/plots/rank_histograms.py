@@ -1,4 +1,4 @@
-"""Simulation-based calibration: rank histograms, and ECDFs with their bands."""
+"""Rank histograms and ECDFs of simulation-based calibration."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def rank_histograms(
     names: Sequence[str],
     p_values: Sequence[float],
 ) -> Figure:
-    """One column for each scalar, at most six.
+    """One column for each of the first six scalars: the histogram of its ranks above, their ECDF below.
 
-    Top: the histogram of its ranks, with the central 95 % interval of a bin's binomial distribution. Bottom: the ECDF of its
-    ranks minus the uniform ECDF, with the band that contains the whole curve of a calibrated scalar in 95 % of cases.
+    The band of the histogram is the central 95 % interval of a bin's binomial distribution. The uniform ECDF is subtracted
+    from the ECDF; its band contains the whole curve of a calibrated scalar with probability 0.95.
 
     Args:
         histogram: ranks in each bin, shape (D, bins).
         deviation: ECDF minus the uniform ECDF, shape (D, draws + 1).
         width: half the width of the band, shape (draws + 1,).
-        draws: draws among which a rank is counted.
-        simulations: ranks of each scalar.
-        names, p_values: of the D scalars.
+        draws: draws among which each true value is ranked, so that ranks run from 0 to `draws`.
+        simulations: number of ranks of each scalar.
+        names, p_values: names and p-values of the D scalars.
     """
     counts = histogram.numpy()
     shown, bins = min(MAX_COLUMNS, len(counts)), counts.shape[1]
