@@ -63,10 +63,10 @@ def main() -> None:
     lines = [
         "## Gradient estimators",
         "",
-        f"{K} draws in each estimate, {draws} estimates, float64, 1 thread, seed {SEED}. Variance: trace of the covariance",
-        "of one estimate, in (nats per unit of λ)². Bias²: against the closed-form gradient of −ELBO, ± its standard error;",
-        "`–` where the estimator's target is another function. The last column is variance × time. Half way: the gap to the",
-        "best ELBO has halved.",
+        f"{K} draws in each estimate, {draws} estimates, float64, 1 thread, seed {SEED}. *Variance*: trace of the",
+        "covariance of one estimate, in (nats per unit of λ)². *Bias²*: estimated squared distance to the closed-form",
+        "gradient of −ELBO, ± its standard error; `–` if the estimator targets another function. The last column is",
+        "variance × time. *Half way*: half of the initial gap to the best ELBO is left.",
     ]
     for title, (model_class, factory) in PROBLEMS.items():
         model, x = model_class.demo(seed=SEED)

@@ -194,28 +194,29 @@ def section(  # noqa: PLR0917
     lines = [
         "## The race: microseconds a step",
         "",
-        f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
-        f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
+        f"Medians of {repeats} interleaved repeats. Ratios are those of CompiledLoop within a repeat: median and range. "
+        f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, the loss of every step recorded.",
         "",
         *table,
         "",
-        f"Median over these cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
-        "(goals 0.8 and 1.2).",
+        f"Ours / NumPyro over these cases: median {statistics.median(medians):.2f} (goal: at most 0.8), largest "
+        f"{max(medians):.2f} (goal: at most 1.2).",
         "",
-        f"Microseconds a step of {SEEDS} seeds together, and how many times that of one seed by the same engine (goal 2):",
+        f"Microseconds a step of {SEEDS} fits with different seeds together, and the ratio to one fit by the same engine "
+        "(goal: at most 2):",
         "",
         *joint,
     ]
     if start_repeats:
         lines += [
             "",
-            f"Seconds from the call to the result of a fit of {STARTS} steps in a new process, imports aside "
-            f"(median and range of {start_repeats}); cold with empty caches of ours and Inductor's:",
+            f"Seconds of a fit of {STARTS} steps in a new process, from the call to the result, without imports (median and "
+            f"range of {start_repeats}). A cold start has empty caches, of this suite and of Inductor:",
             "",
             *begin,
             "",
-            f"Seconds of a whole fit of {FIT} steps of the first case in a new process, imports aside "
-            f"(median and range of {start_repeats}; goal for Auto: 1.2 times the best single engine):",
+            f"Seconds of a whole fit of {FIT} steps of the first case in a new process, without imports (median and range "
+            f"of {start_repeats}; goal for Auto: at most 1.2 times the best single engine):",
             "",
             *fits,
         ]
