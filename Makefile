@@ -9,6 +9,7 @@ compare: $(READY)
 	$(BIN)/taut compare --out results --overwrite
 	$(BIN)/taut gaps --data "digits(binarised=True)" --batch-size 128 --out results/VAE-gaps --overwrite
 
+# One thread in each worker: the workers themselves use all cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 

@@ -32,9 +32,9 @@ def linear_vae() -> list[str]:
     return [
         "### LinearVAE on digits, 8 latents, 4000 steps of SVI from random weights (float64, seed 0)",
         "",
-        f"Closed-form log p(x) at the optimum {best:.3f} nats per datum; SVI starts {start:.1f} below and ends {left:.4f}",
-        f"below. Gap log p(x) − ELBO in closed form {whole:.4f}; the three measured gaps (200 data) add up to {parts:.4f} ±",
-        f"{found.elbo.mean_se:.4f}.",
+        f"Closed-form log p(x) at the optimum: {best:.3f} nats per datum. SVI starts {start:.1f} nats below it and ends",
+        f"{left:.4f} below. The gap log p(x) − ELBO is {whole:.4f} in closed form; the three measured gaps of 200 data add",
+        f"up to {parts:.4f} ± {found.elbo.mean_se:.4f}.",
     ]
 
 
@@ -57,8 +57,8 @@ def widths() -> list[str]:
         "",
         *lines,
         "",
-        "400 data simulated from a VAE with 3 latents and 20 binary entries; factorised Gaussian, 3000 steps for each",
-        "encoder, evidence by IWAE with 2000 samples from the best λ; nats per datum ± Monte Carlo error, seed 0.",
+        "400 data simulated from a VAE with 3 latents and 20 binary entries. Factorised Gaussian; 3000 steps for each",
+        "encoder; evidence by IWAE with 2000 draws from the best λ. Nats per datum ± Monte Carlo standard error, seed 0.",
     ]
 
 

@@ -132,11 +132,11 @@ def gap_table(model: VAE, guide: Amortized, *, encoder_steps: int) -> list[str]:
         "| factorised Gaussian, Cremer et al. (2018) | best of IWAE, AIS | – | 1.43 | 1.34 | – |",
         "| flow, Cremer et al. (2018) | best of IWAE, AIS | – | 1.44 | 1.41 | – |",
         "",
-        f"First 100 test images; nats per datum ± Monte Carlo error. Copies of both encoders were trained {encoder_steps}",
-        "steps further on the training images with the decoder frozen; the flow's starts as the Gaussian's, so that its",
-        "optimisation gap is what this training gained. A negative one says that it was lost again on these test images. The",
-        "weights of the flow are those of a small net for each image, which its encoder has to give: it pays in amortization",
-        "what it gains in approximation.",
+        "First 100 test images; nats per datum ± Monte Carlo standard error. A copy of each encoder was trained for",
+        f"{encoder_steps} more steps on the training images, with the decoder frozen. The flow's encoder starts at the",
+        "Gaussian's, so its optimisation gap is the gain from this training. A negative optimisation gap means that the",
+        "training lost ELBO on these test images. The λ of a flow are the weights of a small net for each image, which the",
+        "encoder has to predict: the flow loses in amortization what it gains in approximation.",
     ]
 
 
@@ -151,7 +151,7 @@ def report(states: dict[str, dict[str, Any]], *, encoder_steps: int) -> None:
     lines = [
         "## The VAE on dynamically binarised MNIST",
         "",
-        "| model, objective | −log p(x), nats | −ELBO, nats | effective samples | epochs | minutes | of one core |",
+        "| model, objective | −log p(x), nats | −ELBO, nats | effective draws | epochs | minutes | CPU minutes |",
         "|---|---|---|---|---|---|---|",
         *(bounds(name, state) for name, state in states.items()),
         "| VAE, Burda et al. (2016), all test images | 86.76 | – | – | 3280 | – | – |",

@@ -59,8 +59,9 @@ def main() -> None:
     lines = [
         "## Plateau",
         "",
-        f"`Plateau(tolerance={TOLERANCE})` on {runs} losses of {STEPS} steps, noise of variance 1. While the loss falls",
-        f"by at least the tolerance in each window, an end is a false alarm: at most {100 * alarm:.0f} % is promised.",
+        f"`Plateau(tolerance={TOLERANCE})` on {runs} runs of {STEPS} losses, with noise of variance 1. As long as the loss",
+        "falls by at least the tolerance in each window, stopping is a false alarm. The rule promises at most",
+        f"{100 * alarm:.0f} %.",
         "",
         "| noise | the loss falls | ended | at step, median |",
         "|---|---|---:|---:|",

@@ -350,7 +350,7 @@ def main() -> None:
     _prepare()
     path = Path(os.environ["TAUT_DATA"]) / "posteriordb"
     columns = ["posterior", "guide", "mean error", "sd error", "corrected mean", "corrected sd", "k̂"]
-    columns += ["log p(x), weighed", "exact", "means", "sds", "steps", "gain", "s"]
+    columns += ["log p(x), weighted", "exact", "means", "sds", "steps", "gain", "s"]
     header = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     print("\n".join(header))
     # Longest first, so that parallel jobs end together.
@@ -370,7 +370,7 @@ def main() -> None:
         __file__,
         "\n".join(
             [
-                "## Posteriors: errors of moments, and the verdict on them",
+                "## Posteriors: errors of moments, and the verdicts of `trust`",
                 "",
                 f"Adam, {STEPS} steps, then as many again as it had until the ELBO gains less than {MAX_GAIN} nats by that, "
                 f"at most {MAX_STEPS}; each time lr {LR} falls to zero. *gain*: the last of these gains, so what is above "
@@ -386,23 +386,24 @@ def main() -> None:
                 "",
                 *schools_table(schools),
                 "",
-                "± after a value: its standard error with 100 000 draws. Errors: of 40 estimates with 10 000 draws each, in "
-                "units of the standard error that each reports, mean ± sd; without bias, and with an error to be believed, it "
-                "is 0 ± 1. Defensive: a quarter of the prior is mixed in, so that the weights are bounded.",
+                "± after a value is its standard error, with 100 000 draws. *Errors*: of 40 estimates with 10 000 draws "
+                "each, in units of the standard error that each reports: mean ± sd, and the largest. An unbiased estimate "
+                "with a correct standard error has 0 ± 1. *Defensive*: a quarter of the prior is mixed into q, so the "
+                "weights are bounded.",
                 "",
                 f"### Is the verdict right? All {len(real) + len(own)} fits above",
                 "",
                 *confusion([*real, *own]),
                 "",
-                f"### Is it right where it was not tuned? {len(held_out)} other fits",
+                f"### Is it right on fits that it was not tuned on? {len(held_out)} other fits",
                 "",
-                f"The limits of `trust` were chosen with the fits above in view. These are of the suite's own models, Radon "
-                f"apart, to other data, with seed {HELD_OUT}.",
+                "The thresholds of `trust` were chosen on the fits above. These are fits of the suite's own models, except "
+                f"Radon, to other data, with seed {HELD_OUT}.",
                 "",
                 *confusion(held_out),
                 "",
-                "For *use with importance correction* the corrected moments are judged, for the others q's own. "
-                "`TAUT_DATA=… python benchmarks/posteriors.py`.",
+                "For *use with importance correction* the corrected moments are judged, otherwise those of q. `TAUT_DATA=… "
+                "python benchmarks/posteriors.py`.",
             ]
         ),
     )

@@ -221,8 +221,8 @@ def section(  # noqa: PLR0917
     lines = [
         "## The race: microseconds a step",
         "",
-        f"Medians of {repeats} interleaved repeats; ratios of CompiledLoop within a repeat, median and range. "
-        f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, loss of every step recorded.",
+        f"Medians of {repeats} interleaved repeats. Ratios are those of CompiledLoop within a repeat: median and range. "
+        f"{torch.get_num_threads()} threads, one draw a step, Adam, float32, the loss of every step recorded.",
         "",
         *table,
         "",
@@ -231,7 +231,8 @@ def section(  # noqa: PLR0917
         f"Median over these cases of ours / NumPyro: {statistics.median(medians):.2f}, largest {max(medians):.2f} "
         "(goals 0.8 and 1.2).",
         "",
-        f"Microseconds a step of {SEEDS} seeds together, and how many times that of one seed by the same engine (goal 2):",
+        f"Microseconds a step of {SEEDS} fits with different seeds together, and the ratio to one fit by the same engine "
+        "(goal: at most 2):",
         "",
         *joint,
     ]

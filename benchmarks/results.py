@@ -11,6 +11,10 @@ from pathlib import Path
 __all__ = ["environment", "record"]
 
 FILE = Path(__file__).with_name("RESULTS.md")
+TITLE = """# Results
+
+Each section is printed by the script that is named in the comments around it. Notes in italics are written by hand.
+"""
 
 
 def record(script: str, text: str) -> None:
@@ -18,9 +22,7 @@ def record(script: str, text: str) -> None:
     name = Path(script).name
     section = f"<!-- {name} -->\n{text.strip()}\n\n{environment()}\n<!-- /{name} -->"
     print(section)
-    old = (
-        FILE.read_text() if FILE.exists() else "# Results\n\nEach section is written by the script that its last line names.\n"
-    )
+    old = FILE.read_text() if FILE.exists() else TITLE
     pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
     new = pattern.sub(lambda _: section, old) if pattern.search(old) else f"{old.rstrip()}\n\n{section}\n"
     FILE.write_text(new)

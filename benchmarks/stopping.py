@@ -133,7 +133,7 @@ def distances(runs):
 def table(runs):
     """One row for each problem that has runs."""
     lines = [
-        "| problem | runs | KL < 0.05 | KL median | KL largest | claimed, median | said converged | steps, median | least | "
+        "| problem | runs | KL < 0.05 | KL median | KL largest | claimed, median | converged | steps, median | least | "
         "seconds, median |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -185,11 +185,13 @@ def section(runs, note):
     return [
         "## Stopping",
         "",
-        "`fit(model, guide, x)`: no steps, no rate, nothing tuned. KL(q ‖ q*) in nats to the family's best q*,",
-        "in total: by algebra for the first three and the diabetes regression, else by `FixedDraws` to 1e-3 nats. digits_vae:",
-        "the decoder is learned and frozen first, and the ELBO per datum below the best that any of its runs has found stands",
-        f"for the KL. Runs end at {Converged().most} steps in any case. Of eight problems and twenty seeds those in the table",
-        "have been run. Seconds were taken on a machine that did other work.",
+        "`fit(model, guide, x)` with all defaults: it chooses the steps and the rate. KL(q ‖ q*) is in nats, in total over",
+        "the data, to the family's best q*, which is known in closed form for the first three problems and the diabetes",
+        "regression and is found by `FixedDraws` to 1e-3 nats for the others. digits_vae: the decoder is learned first and",
+        "then frozen, and the ELBO per datum below the best of all runs stands for the KL. Every run ends after at most",
+        f"{Converged().most} steps. The table has the finished runs, of eight problems with twenty seeds each. The machine",
+        "did other work at the same time, so seconds are approximate. *claimed* is the KL that a fit itself reports, and",
+        "*converged* counts the runs that reported convergence.",
         *([note] if note else []),
         "",
         *table(runs),

@@ -448,7 +448,7 @@ def report(summary: list[Row], ours: list[Any], theirs: list[Any], options: Any)
         f"{options.descent} steps until the end is near, for their rates fall to 0 with the last.",
         *([options.note] if options.note else []),
         "",
-        "| problem | our best | gradients | s | peer's best rate | gradients | s | and to compile | ratio |",
+        "| problem | our best | gradients | s | peer's best rate | gradients | s | compilation, s | ratio |",
         "|---|---|---:|---:|---|---:|---:|---:|---:|",
         *(
             f"| {r.problem} | {r.best} | {_n(r.our_time.gradients)} | {_s(r.our_time.seconds)} | {r.rate} "
@@ -456,8 +456,9 @@ def report(summary: list[Row], ours: list[Any], theirs: list[Any], options: Any)
             for r in summary
         ),
         "",
-        f"Median ratio {_median(summary)}. Less wall time on {faster} of {len(summary)} problems; on {apart} if the peer's",
-        "compilation is not counted. A problem that the peer never reached counts as a win.",
+        f"Median ratio of gradients {_median(summary)}. Ours take less wall time on {faster} of {len(summary)} problems,",
+        f"and on {apart} if the peer's compilation is not counted. A problem that the peer never solves counts as a win for",
+        "ours.",
         "",
         "| problem | ours | gradients | s | ends: gap, nats | ends: gradients |",
         "|---|---|---:|---:|---:|---:|",
