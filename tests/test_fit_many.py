@@ -1,4 +1,4 @@
-"""Fits with several seeds at once are the fits alone."""
+"""Fits that run simultaneously take the same trajectories as the fits alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from inference.stopping import MaxSteps
 from models import EightSchools, FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian
 
 SEEDS = [3, 1, 4]
-"""Neither sorted nor the first."""
+"""Neither sorted nor starting at zero."""
 STEPS = 90
 GUIDES = {
     "Global-MeanField": (GaussianMean, lambda m: Global(m, MeanField())),
@@ -64,7 +64,7 @@ def require_same(together, alone, tolerance=1e-10):
 
 @pytest.fixture
 def machines(monkeypatch):
-    """Every `Together` that is made."""
+    """Every `Together` that is created during the test."""
     made = []
     before = Together.__init__
 
@@ -157,7 +157,7 @@ class TestTrajectories:
 
 
 class TestApart:
-    """What cannot be mapped is done by each fit by itself, and is right all the same."""
+    """If a step cannot be mapped over fits, each fit runs by itself, on the same trajectory."""
 
     def test_other_draws_than_gaussian(self, machines):
         x = torch.ones(10, dtype=torch.float64)
@@ -265,7 +265,7 @@ class TestNoise:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("shapes", [[(), (), (8,)], [(4, 8)], [(3,), (5, 20)], [(100,)], [(16,), (2, 16)]], ids=str)
     def test_it_is_the_generator_s(self, shapes, dtype):
-        """Steps one by one, and all at once: the same numbers and the same state after them, to the last bit."""
+        """Drawing all steps in one call gives the same numbers and final state as drawing step by step, to the last bit."""
         noise = Noise([torch.empty(shape, dtype=dtype) for shape in shapes])
         with torch.random.fork_rng():
             torch.manual_seed(7)
