@@ -1,4 +1,4 @@
-"""Descent without a learning rate: the recursions of the papers, what they leave invariant, and that they can be captured."""
+"""Optimisers without a learning rate follow the papers' recursions, keep their invariances, and can be captured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = [e for e in EXPORTS if inspect.isclass(e) and issubclass(e, JointStep) a
 
 
 def descend(optimiser, parameters, gradient, steps):
-    """The parameters after each step, as one vector."""
+    """The parameters after each step, as one vector; shape (steps, numbers)."""
     path = []
     for _ in range(steps):
         for parameter, slope in zip(parameters, gradient(parameters), strict=True):
@@ -45,7 +45,7 @@ def bowl(parameters):
 @pytest.mark.parametrize("cls", STEPS)
 class TestContract:
     def test_follows_the_papers_recursion(self, cls):
-        """Written down once more, step by step in NumPy."""
+        """Compared with the recursion written step by step in NumPy."""
         x = x0 = np.array([1.0, -2.0, 0.5])
         reached, total, path = 1e-4 * (1 + np.linalg.norm(x0)), 0.0, []
         for _ in range(50):
@@ -90,7 +90,7 @@ class TestContract:
         assert late.detach().abs().min() > 0
 
     def test_can_be_captured(self, cls):
-        """No number is read out of a tensor, on which tracing by symbols would fail."""
+        """A step reads no number out of a tensor, which would make symbolic tracing fail."""
         parameters = start()
         optimiser = cls(parameters)
         descend(optimiser, parameters, bowl, 1)

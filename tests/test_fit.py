@@ -1,4 +1,4 @@
-"""A fit reaches the best that its family can do, by the same steps as Pyro's SVI, and changes nothing global."""
+"""A fit reaches the best ELBO of its family, takes the same steps as Pyro's SVI, and leaves global state unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from models import (
 
 LEARNING = [m for m in MODELS if list(demo(m)[0].parameters()) and not is_discrete(m)]
 TOLERANCE = 0.01
-"""Nats per datum, from the issue of convergence: no start is within it."""
+"""Nats per datum. No fit starts within it."""
 
 
 class TestConvergence:
@@ -57,7 +57,7 @@ class TestConvergence:
 
     @pytest.mark.parametrize(("model_class", "source", "family"), FIXED_PAIRS)
     def test_takes_the_steps_of_svi(self, model_class, source, family):
-        """Plain SVI with Trace_ELBO and the same noise has the same losses and ends at the same λ."""
+        """Pyro's SVI with Trace_ELBO and the same noise has the same losses and ends at the same λ."""
         model, x = demo(model_class)
         guides = [build(model, source, family, x) for _ in range(2)]
         if source is Amortized:
@@ -88,7 +88,7 @@ def test_mean_field_stops_at_its_own_optimum():
 
 
 def test_digits_amortized_full_rank_reaches_the_evidence():
-    """Probabilistic PCA at its maximum likelihood: a linear encoder is rich enough."""
+    """Probabilistic PCA at its maximum likelihood, whose posterior a linear encoder can represent."""
     model, x = ProbabilisticPCA.from_dataset(datasets.digits())
     guide = Amortized(model, FullRank(), Linear())
     evidence = model.log_evidence(x).sum()
@@ -99,7 +99,7 @@ def test_digits_amortized_full_rank_reaches_the_evidence():
 
 
 def test_learns_the_model_too():
-    """Factor analysis by SVI climbs to the evidence of the maximum-likelihood model."""
+    """Learned by SVI, probabilistic PCA reaches the evidence of the maximum-likelihood model."""
     _, x = demo(ProbabilisticPCA)
     best = ProbabilisticPCA.maximum_likelihood(x, 2)
     torch.manual_seed(1)
@@ -116,7 +116,7 @@ def test_learns_the_model_too():
 
 @pytest.mark.parametrize("model_class", LEARNING)
 def test_what_is_frozen_stays_as_it_is(model_class):
-    """Every parameter of a model, also those that Pyro would put into its param store; the guide learns on."""
+    """Holds for every parameter of a model, also for those in Pyro's param store. The guide still learns."""
     model, x = demo(model_class)
     model.requires_grad_(False)
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -169,7 +169,7 @@ class TestMinibatches:
         model, x = demo(FactorAnalysis)
         guide = build(model, source, family, x)
         start = analytic_elbo(model, guide.q(x), x).sum()
-        # Each step of a refined guide climbs too: it costs ten times as much and needs a fifth as many.
+        # A refined guide also ascends inside each step: a step costs ten times as much, and a fifth as many are needed.
         steps = 600 if source is SemiAmortized else 3000
         fit(model, guide, x, steps=steps, lr=0.03, batch_size=25)
         best = best_elbo(model, guide.family.demo(2) if family is MeanField else FullRank(), x).sum()
@@ -181,7 +181,7 @@ class TestMinibatches:
         [torch.optim.Adam, lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), torch.optim.RMSprop, torch.optim.Adagrad],
     )
     def test_rows_are_optimised_as_if_each_were_alone(self, make):
-        """Batches of an epoch, however cut, move a table exactly as one dense step on all rows does."""
+        """The minibatches of one epoch move a table exactly as one step on all rows does."""
         target = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
         dense = torch.nn.Parameter(torch.zeros(7, 3))
         whole = make([dense], lr=0.1)
@@ -632,7 +632,7 @@ class TestBadInput:
 
 
 def test_global_guide_over_a_local_model():
-    """One packed vector over all h_i: the same optimum, since a Gaussian over all holds the product of each."""
+    """One packed vector for all h_i has the same optimum: its family contains the product of their posteriors."""
     model, x = demo(LocalGaussian)
     x = x[:5]
     done = fit(model, Global(model, MeanField()), x, steps=1500, lr=0.03)

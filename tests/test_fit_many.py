@@ -1,4 +1,4 @@
-"""Fits with several seeds at once are the fits alone."""
+"""Fits that run simultaneously take the same trajectories as the fits alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from inference.stopping import MaxSteps
 from models import EightSchools, FactorAnalysis, GaussianMean, LinearRegression, LocalGaussian
 
 SEEDS = [3, 1, 4]
-"""Neither sorted nor the first."""
+"""Neither sorted nor starting at zero."""
 STEPS = 90
 GUIDES = {
     "Global-MeanField": (GaussianMean, lambda m: Global(m, MeanField())),
@@ -65,7 +65,7 @@ def require_same(together, alone, tolerance=1e-10):
 
 @pytest.fixture
 def machines(monkeypatch):
-    """Every `SimultaneousFits` that is made."""
+    """Every `Together` that is created during the test."""
     made = []
     before = SimultaneousFits.__init__
 
@@ -158,15 +158,7 @@ class TestTrajectories:
 
 
 class TestApart:
-    """Fits whose step cannot be mapped run one after another, with one warning that says why, and are right all the same."""
-
-    @staticmethod
-    def both_with_a_warning(match, *args, **options):
-        said = f"the fits run one after another from step [0-9]+ on, .*{match}"
-        with pytest.warns(UserWarning, match=said) as caught:
-            found = both(*args, **options)
-        assert len(caught) == 1
-        require_same(*found)
+    """If a step cannot be mapped over fits, each fit runs by itself, on the same trajectory."""
 
     def test_other_draws_than_gaussian(self, machines):
         x = torch.ones(10, dtype=torch.float64)
@@ -282,7 +274,7 @@ class TestNoise:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("shapes", [[(), (), (8,)], [(4, 8)], [(3,), (5, 20)], [(100,)], [(16,), (2, 16)]], ids=str)
     def test_it_is_the_generator_s(self, shapes, dtype):
-        """Steps one by one, and all at once: the same numbers and the same state after them, to the last bit."""
+        """Drawing all steps in one call gives the same numbers and final state as drawing step by step, to the last bit."""
         noise = Noise([torch.empty(shape, dtype=dtype) for shape in shapes])
         with torch.random.fork_rng():
             torch.manual_seed(7)

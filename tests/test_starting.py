@@ -1,4 +1,4 @@
-"""A fit starts where it is told, whatever guide is to start there."""
+"""A fit starts at the given start, for every kind of guide."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STARTS = [s for s in map(starting.__dict__.get, starting.__all__) if issubclass(
 
 
 def make(cls, model, x):
-    """An instance for this model."""
+    """An instance of the start, for this model."""
     guide = Local(model, FullRank()) if isinstance(model, LocalModel) else Global(model, FullRank())
     given = {"guide": guide, "latents": FromPrior(50).draw(model, (x,))}
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
@@ -47,7 +47,7 @@ class TestPlace:
     @pytest.mark.parametrize("family", [f for f in GAUSSIAN if has_optimum(LinearRegression, f)])
     @pytest.mark.parametrize("model_class", [LinearRegression, LocalGaussian])
     def test_is_the_maximum_likelihood(self, model_class, family):
-        """Mean and, within the family's blocks, covariance of the draws, to the optimiser's precision."""
+        """q has the mean of the draws and, within the family's blocks, their covariance, to the optimiser's precision."""
         model, x = demo(model_class)
         guide = build(model, Local if issubclass(model_class, LocalModel) else Global, family, x)
         with torch.no_grad():
@@ -99,7 +99,7 @@ class TestPlace:
 
 class TestFit:
     def test_from_another_guide(self):
-        """A full rank that starts from the fitted mean field is at once as good as it."""
+        """A full rank that starts from a fitted mean field has its ELBO from the first step."""
         model, x = demo(LinearRegression)
         first = fit(model, Global(model, MeanField()), x, steps=400, lr=0.05)
         guide = Global(model, FullRank())
@@ -128,7 +128,7 @@ class TestFit:
 
     @pytest.mark.slow
     def test_the_best_of_several_starts_is_kept(self):
-        """Two modes, one holding nine tenths: from the wrong one a single fit stays there."""
+        """Two modes with weights 0.1 and 0.9: a single fit that starts at the lighter one stays there."""
         weights, places = torch.tensor([0.1, 0.9]).log().double(), torch.tensor([-6.0, 6.0]).double()
 
         def model(x):
@@ -150,7 +150,7 @@ class TestFit:
 
     @pytest.mark.parametrize("far", [2.0, -15.5, 40.0])
     def test_a_single_draw_moves_the_place_and_leaves_the_scale(self, far):
-        """From far away too, where the likelihood at the guide's own place says nothing of the scale."""
+        """Also for a distant draw, at which the likelihood of the guide in its old place does not depend on the scale."""
         model, x = demo(GaussianMean)
         guide = Global(model, MeanField())
         guide.setup(x)
@@ -195,7 +195,7 @@ def test_a_fit_from_the_prior_starts_wide():
 
 
 def test_pathfinder_starts_in_the_bulk():
-    """A fit that hardly moves is near the best from there, and far from it where guides start by default."""
+    """A fit of one tiny step ends near the optimum if it starts at Pathfinder's Gaussian, and far from it by default."""
     model, x = demo(LinearRegression)
     gaps = []
     for start in (None, FromPathfinder()):

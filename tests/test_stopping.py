@@ -1,4 +1,4 @@
-"""A fit ends where its rule says, for the reason it gives, and no nearer or farther than it claims."""
+"""A fit ends when its rule says so, with the right reason, and at the distance from the optimum that it claims."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ RULES = [r for r in map(stopping.__dict__.get, stopping.__all__) if inspect.iscl
 CONCRETE = [rule for rule in RULES if not inspect.isabstract(rule)]
 START = (3.0, -3.0, 1.0)
 WITHIN = 0.05
-"""Nats, from the issue: the final KL to the family's best."""
+"""Nats: the largest KL to the family's best at the end of a fit."""
 
 
 def far(model, guide, x):
-    """The gap to the family's best, in nats."""
+    """The gap to the best ELBO of the family, in nats."""
     with torch.no_grad():
         return float((best_elbo(model, guide.family, x) - analytic_elbo(model, guide.q(x), x)).sum())
 
 
 class Noisy:
-    """A fit without Pyro: stochastic gradient steps on ½ λᵀ H λ, whose Fisher information is H. Keeps `Running`."""
+    """A `Running` without Pyro: stochastic gradient steps on ½ λᵀ H λ, whose Fisher information is H."""
 
     def __init__(self, start, curvature, *, noise, rate, seed=0, bias=0.0):
         self.random = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ class Noisy:
 
 
 class Bursts(Noisy):
-    """With noise that grows with the distance from the optimum: at rates above 2 / 11 its variance has no end."""
+    """With noise that grows with the distance from the optimum: at rates above 2 / 11 the variance grows without bound."""
 
     def advance(self):
         self.point = self.point * (1 - 3 * self.rate * self.random.standard_normal(len(self.point)))
@@ -163,7 +163,7 @@ def test_a_number_that_must_be_positive_is(rule, name):
 
 
 def several(calls, model, guide, batch, leaves):
-    """Scores from several calls: each forks the random state, so that it needs a seed of its own."""
+    """Scores of several calls. Each call forks the random state, so each needs its own seed."""
     found = []
     for seed in range(calls):
         torch.manual_seed(seed)
@@ -172,7 +172,7 @@ def several(calls, model, guide, batch, leaves):
 
 
 class TestScores:
-    """Fisher's information against the closed-form KL of two Gaussians that are close."""
+    """The Fisher information agrees with the closed-form KL between two nearby Gaussians."""
 
     @pytest.mark.parametrize("family", GAUSSIAN)
     @pytest.mark.parametrize("model_class", [LinearRegression, LocalGaussian])
@@ -190,7 +190,7 @@ class TestScores:
             q, moved = guide.family(leaf), guide.family(leaf + change)
             exact = 2 * float(kl(q, moved).sum())
         assert error < 0.1 * exact
-        # The KL of a finite change is quadratic up to a third-order term, of the size of the change.
+        # The KL is quadratic in the change up to a third-order term; its relative size is that of the change.
         assert abs(float(squares.mean()) - exact) < 5 * error + 1e-2 * exact
         assert abs(float(squares.mean()) - 2 * exact) > 5 * error, "the test would see a factor of 2"
 
@@ -204,12 +204,12 @@ class TestScores:
         change = 1e-3 * torch.randn(sum(leaf.numel() for leaf in leaves)).double()
         whole, part = ((several(30, model, guide, b, leaves) @ change).square() for b in (Batch((x,), {}), batch))
         error = math.hypot(*(float(v.std()) / len(v) ** 0.5 for v in (whole, part)))
-        # The rows of the batch are a sample of all: their own spread adds an error, of some 10 %.
+        # The rows of the batch are a random sample, which adds an error of about 10 %.
         assert abs(float(whole.mean() - part.mean())) < 5 * error + 0.3 * float(whole.mean())
         assert error < 0.2 * float(whole.mean())
 
     def test_know_the_model_too(self):
-        """A learned mean of N data: its information, h known, is N / noise_scale² in each coordinate."""
+        """The information of a learned mean is the mean square of the score of the data at known h."""
         base, x = demo(FactorAnalysis)
         scale = base.noise_scale
         model = FactorAnalysis(base.loading, torch.nn.Parameter(base.mean.clone()), scale)
@@ -225,7 +225,7 @@ class TestScores:
         assert ((squares.mean(0) - exact).abs() < 5 * error).all()
 
     def test_are_many_however_many_data_they_are_summed_over(self):
-        """Along one δ the sum over data is one number a draw: the mean square is a χ² with a degree for each draw."""
+        """Along one δ each draw gives one number, the sum over data: the mean square is a χ² with one degree per draw."""
         model, x = FactorAnalysis.demo()
         x = x.repeat(40, 1)
         guide = build(model, Amortized, MeanField, x)
@@ -256,7 +256,7 @@ class TestScores:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(p.grad is None for p in guide.parameters())
 
-    def test_rows(self):
+    def test_data_count(self):
         local, x = demo(LocalGaussian)
         assert data_count(build(local, Local, MeanField, x), Batch((x,), {})) == len(x)
         batch = Batch((x[:5],), {"index": torch.arange(5), "size": len(x)})
@@ -266,7 +266,7 @@ class TestScores:
 
 
 class TestConverged:
-    """The rule by itself, on quadratics whose distance is known."""
+    """The rule alone, on quadratics whose distance from the optimum is known."""
 
     curvature = np.diag([1.0, 0.3, 10.0]) + 0.2
 
@@ -287,7 +287,7 @@ class TestConverged:
         assert all(estimate.averaged for _, _, estimate in found)
 
     def test_the_last_iterate_would_fail(self):
-        """What averaging is worth: the noise of the iterates alone is above the tolerance."""
+        """Averaging is needed: the noise of single iterates exceeds the tolerance."""
         run = Noisy((0.0, 0.0, 0.0), self.curvature, noise=3.0, rate=0.05)
         late = []
         for _ in range(3000):
@@ -302,12 +302,12 @@ class TestConverged:
         assert 0.25 < truth.mean() / claimed.mean() < 2.0
 
     def test_claims_no_less_than_is_true(self):
-        """A claim from the noise of the last average alone was too small in a third of these runs."""
+        """An estimate from the noise of the last average alone was too small in a third of these runs."""
         found = self.runs()
         assert sum(run.kl() > estimate.distance for run, _, estimate in found) <= 0.2 * len(found)
 
     def test_leaves_a_rate_that_bursts(self):
-        """Iterates at the first rate never come to rest, however long they are averaged."""
+        """At the first rate the iterates never become stationary, however long they are averaged."""
         start = np.ones(3)
         for seed in range(5):
             run = Bursts(start, np.eye(3), noise=0.3, rate=0.3, seed=seed)
@@ -318,14 +318,14 @@ class TestConverged:
             assert run.kl() < 2 * estimate.distance < 0.01
 
     def test_halves_the_rate_until_the_bias_is_gone(self):
-        """At rate γ the iterates are stationary around bias · γ, which no averaging removes."""
+        """At rate γ the iterates are stationary around bias · γ, and averaging does not remove this bias."""
         found = self.runs(bias=30.0, n=4)
         assert 0.5 * 30.0**2 * 0.05**2 * self.curvature.sum() > 10 * WITHIN
         assert sum(run.kl() < 2 * WITHIN for run, _, _ in found) == 4
         assert all(run.rate < 0.05 / 4 for run, _, _ in found)
 
     def test_does_not_end_while_it_is_still_on_its_way(self):
-        """A drift as slow as 1/2000 a step, from far: a fixed count of steps would have stopped."""
+        """The distance shrinks by only 1/2000 per step: a rule with a fixed number of steps would have stopped."""
         run = Noisy(START, self.curvature, noise=3.0, rate=0.0005)
         watch = Converged().begin(run)
         while run.steps < 1500:
@@ -351,7 +351,7 @@ class TestConverged:
 
 
 def autoregressive(random, runs, n):
-    """Noise with variance 1 and correlation 0.9 from one step to the next."""
+    """Noise with variance 1 and correlation 0.9 between consecutive steps."""
     return lfilter([np.sqrt(1 - 0.9**2)], [1, -0.9], random.standard_normal((runs, n + 200)))[:, 200:]
 
 
@@ -363,12 +363,12 @@ NOISES = {
 
 
 class TestPlateau:
-    """Its false alarms and its power, on losses whose fall is known."""
+    """False alarms and power of the rule, on losses whose fall is known."""
 
     n, runs = 40_000, 200
 
     def ended(self, noise, fall, rule):
-        """The steps at which it ended each run, or None; the loss falls by `fall` in every later half."""
+        """Steps and `Stop` of each run, or None if it did not end. The loss falls by `fall` whenever the steps double."""
         losses = NOISES[noise](np.random.default_rng(0), self.runs, self.n) - fall * np.log2(np.arange(1, self.n + 1))
         return [self.until(torch.from_numpy(row), rule.begin(None)) for row in losses]
 
@@ -382,7 +382,7 @@ class TestPlateau:
 
     @pytest.mark.parametrize("noise", NOISES)
     def test_false_alarms_are_as_rare_as_it_says(self, noise):
-        """While the loss falls by just its tolerance in every window."""
+        """The loss falls by exactly the tolerance in every window."""
         rule = Plateau(tolerance=0.3)
         alarms = sum(end is not None for end in self.ended(noise, 0.3, rule)) / self.runs
         assert alarms <= rule.alarm + 5 * math.sqrt(rule.alarm * (1 - rule.alarm) / self.runs)
@@ -394,7 +394,7 @@ class TestPlateau:
         assert all(stop.converged for _, stop in ends)
 
     def test_a_rule_without_correction_would_not_keep_it(self):
-        """The test has power: looking at the same quantity without its error, half of all looks give a false alarm."""
+        """Shows that the test has power: without the correction, most runs end by a false alarm."""
         rule = Plateau(tolerance=0.3, alarm=1 - 1e-9)
         alarms = sum(end is not None for end in self.ended("independent", 0.3, rule)) / self.runs
         assert alarms > 0.5
@@ -490,7 +490,7 @@ class TestFit:
         assert torch.equal(*runs)
 
     def test_rates(self):
-        """The rate that is found gets there; ten thousand times less would not."""
+        """A rate is found among the larger ones; a given rate is kept."""
         model, x = demo(GaussianMean)
         rates = []
         fit(
@@ -512,7 +512,7 @@ class TestFit:
         assert rates[-1] == 0.02
 
     def test_a_rate_that_fails_after_its_trial_gives_way(self):
-        """Adam at 0.3 overshoots the optimum at 18.5 by 0.5 at step 85, after its trial of 50, and at 0.1 by 0.1."""
+        """Adam overshoots the optimum at 18.5: by 0.5 at rate 0.3, in step 85, after the trial of 50 steps; by 0.1 at 0.1."""
 
         def model(x):
             h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=torch.float64), 1000.0))
@@ -532,7 +532,7 @@ class TestFit:
             fit(model, guide, x, lr=rates[0], steps=400, schedule=None, engine=Eager)
 
     def test_a_gradient_that_is_not_finite_in_one_trial_does_not_spoil_the_next(self):
-        """Beyond the wall, which Adam at 0.3 crosses in its trial of 50 steps and at 0.1 does not, the gradient is NaN."""
+        """The gradient is NaN beyond a wall, which Adam crosses within its trial of 50 steps at rate 0.3, but not at 0.1."""
 
         def model(x):
             h = pyro.sample("h", dist.Normal(torch.zeros((), dtype=torch.float64), 1000.0))
@@ -549,7 +549,7 @@ class TestFit:
         assert done.steps == 60
 
     def test_a_rate_at_which_the_loss_rises_gives_way(self):
-        """At 0.3 and at 0.1, q is blown up once the first steps are done; the loss stays finite for thousands of steps."""
+        """At rates 0.3 and 0.1, q widens without bound after the trial, but the loss stays finite for thousands of steps."""
         data = load_breast_cancer()
         table = datasets.Dataset("breast cancer", torch.from_numpy(data.data), torch.from_numpy(data.target).double())
         model, x = LogisticRegression.from_dataset(table)
@@ -629,7 +629,7 @@ class TestDivergence:
         def guide(x):
             pyro.sample("h", dist.Normal(pyro.param("loc", torch.zeros(()).double()), 0.1))
 
-        # ½ · 6 (h − 5/6)² is multiplied by (1 − 6 lr)² at each step.
+        # Each step multiplies ½ · 6 (h − 5/6)² by (1 − 6 lr)².
         with pytest.raises(DivergedError, match="the loss has risen from .* the ELBO falls to −inf") as caught:
             fit(gaussian, guide, self.x, steps=3000, lr=0.345, optimiser=sgd, schedule=None, engine=Eager)
         assert caught.value.step in {100, 200, 400, 800}
@@ -637,7 +637,7 @@ class TestDivergence:
 
     @pytest.mark.parametrize("place", [0.0, 1.0])
     def test_of_the_standard_deviation(self, place):
-        """n ≥ 2 observations at the mean of a Normal whose scale is |h − place|: the density has no bound at h = place."""
+        """n ≥ 2 observations at the mean of a Normal whose scale is |h − place|: the density is unbounded at h = place."""
 
         def model(x):
             h = pyro.sample("h", dist.Normal(0.0, 1.0))
@@ -665,7 +665,7 @@ class TestDivergence:
 
 @pytest.mark.slow
 def test_the_end_is_better_averaged():
-    """With a loud objective the average is taken, and it is better than the last iterate."""
+    """With a noisy objective the average of the iterates is taken, and is better than the last iterate."""
     model, x = demo(LinearRegression)
     guide = build(model, Global, FullRank, x)
     last = []

@@ -1,4 +1,4 @@
-"""From a fit to ArviZ, on whichever major version is installed."""
+"""Conversion of a fit to ArviZ, for the installed major version."""
 
 from __future__ import annotations
 

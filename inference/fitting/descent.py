@@ -22,21 +22,21 @@ from .run import LiveRun
 __all__ = ["descend"]
 
 
-def descend(plan: FitPlan, space: Workspace, rate: Rate, *, progress: bool) -> tuple[Tensor, Stop]:
+def descend(plan: FitPlan, workspace: Workspace, rate: Rate, *, progress: bool) -> tuple[Tensor, Stop]:
     """Runs the plan until a rule ends it. Returns the loss of each step, and why it ended.
 
     If a rate found by trial fails later in the fit, λ returns to its start and the next smaller rate is used.
 
     Args:
         plan: of the fit.
-        space: the workspace of the fit.
+        workspace: the workspace of the fit.
         rate: learning rate of the first step.
         progress: whether to show a progress bar.
 
     Raises:
         NonFiniteLossError, DivergedError: if the rate was given, or no smaller one is left.
     """
-    engine, run = plan.begin(rate.value, space)
+    engine, run = plan.begin(rate.value, workspace)
     start = run.iterate()
     with tqdm(total=plan.steps, disable=not progress, unit="step") as bar:
         while True:
@@ -47,7 +47,7 @@ def descend(plan: FitPlan, space: Workspace, rate: Rate, *, progress: bool) -> t
                 if (value := smaller()) is None:
                     raise
                 run.move(start)
-                engine, run = plan.begin(value, plan.workspace(space.batch))
+                engine, run = plan.begin(value, plan.workspace(workspace.batch))
                 bar.reset()
             else:
                 return run.losses, stop

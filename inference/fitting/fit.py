@@ -40,7 +40,7 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Fit:
-    """A finished fit."""
+    """The result of a fit."""
 
     model: Callable[..., Any]
     """The model. A plain function is bound to its fitted `pyro.param` values."""
@@ -79,24 +79,24 @@ def fit(
 ) -> Fit:
     """Maximises the ELBO over the parameters of `guide`, and over those of `model` if it has any.
 
-    Modules are trained in place. All global state is restored at the end, also after an error. Details: see `FitPlan`.
+    Modules are trained in place. Global state is restored at the end, also after an error or Ctrl-C. `FitPlan` says more.
 
     Args:
         model: a Pyro model, called as model(x), or as model(*x) if `x` is a tuple.
         guide: a Pyro guide with the same arguments.
         x: the data.
-        steps: number of steps, or their maximum if `stop` is given. Without both, the fit runs until `Converged()`.
-        lr: learning rate of the first step; by default 0.01, or found by short trials if a rule (`Converged`) sets the rate.
-        stop: rules of `inference.stopping`; the first that is met ends the fit, and `Fit.stop` names it.
-        start: a start of `inference.starting`, to which the guide is moved; by default the guide stays where it is.
-        restarts: number of starts that are followed for some steps (by default draws of the prior); the best is continued.
-        objective: one of `inference.objectives`, or an ELBO object of Pyro; by default the estimator of `Trace_ELBO`.
+        steps: number of optimiser steps; a maximum if `stop` is given too. Without either, the rule is `Converged()`.
+        lr: learning rate of the first step. Default: 0.01, or found by short trials if a rule (`Converged`) sets the rate.
+        stop: one or several rules of `inference.stopping`. The first that is met ends the fit; `Fit.stop` says which.
+        start: moves the guide to where the fit starts: one of `inference.starting`. Default: the guide stays as it is.
+        restarts: number of starts to follow for a few steps, to continue from the best. Default start: a draw of the prior.
+        objective: one of `inference.objectives` or a Pyro ELBO. Default: `TraceELBO()`, less noisy if a rule sets the rate.
         optimiser: makes a torch optimiser from parameters and `lr`; or a `Solver` of `inference.optimisers`.
-        schedule: makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate.
-        batch_size: rows in a minibatch; by default each step uses all the data.
-        engine: runs the steps: one of `inference.engine`, all with the same trajectory to rounding.
+        schedule: makes a learning-rate schedule from the optimiser and `steps`. None: a constant rate.
+        batch_size: number of rows in a minibatch. Default: all the data.
+        engine: how to run the steps: one of `inference.engine`, all with the same trajectory to rounding.
         transform: applied to the rows of x in each step, such as `models.images.binarise`.
-        seed: fixes the guide's initial values, the minibatches and the noise.
+        seed: fixes initial values that the guide draws, the minibatches and the noise.
         progress: whether to show a progress bar.
 
     Raises:
@@ -109,32 +109,31 @@ def fit(
     plan.check(lr)
     start = checked_start(plan, start, restarts)
     begin = time.perf_counter()
-    with isolated(seed) as store, plan.opened() as (plan, space):
-        begin_at(plan, space.batch, start, restarts, lr)
+    with isolated(seed) as store, plan.opened() as (plan, workspace):
+        begin_at(plan, workspace.batch, start, restarts, lr)
         if isinstance(optimiser, Solver):
-            losses, ended = _solve(plan, space, optimiser)
+            losses, ended = _solve(plan, workspace, optimiser)
         else:
-            rate = choose_rate(plan, space.batch, lr)
-            losses, ended = descend(plan, space, rate, progress=progress)
-    return result_of(plan, space, store, losses, ended, seed=seed, seconds=time.perf_counter() - begin)
+            rate = choose_rate(plan, workspace.batch, lr)
+            losses, ended = descend(plan, workspace, rate, progress=progress)
+    return result_of(plan, workspace, store, losses, ended, seed=seed, seconds=time.perf_counter() - begin)
 
 
 def result_of(
-    plan: FitPlan, space: Workspace, store: StateDict, losses: Tensor, stop: Stop, *, seed: int, seconds: float
+    plan: FitPlan, workspace: Workspace, store: StateDict, losses: Tensor, stop: Stop, *, seed: int, seconds: float
 ) -> Fit:
     """The result of a finished run.
 
     Args:
-        plan, space: of the run.
-        store: state of its param store, after its scope was left.
-        losses: of each step, shape (steps,).
-        stop: the reason of the end.
-        seed: of its scope.
-        seconds: that it took.
+        plan, workspace: of the run.
+        store: state of the param store when its scope was left.
+        losses: loss of each step, shape (steps,).
+        stop: why it ended.
+        seed, seconds: as in `Fit`.
     """
     return Fit(
-        model=bind(plan.model, store, space.names[0]),
-        guide=bind(plan.guide, store, space.names[1]),
+        model=bind(plan.model, store, workspace.names[0]),
+        guide=bind(plan.guide, store, workspace.names[1]),
         nelbo=losses,
         steps=len(losses),
         seconds=seconds,
@@ -145,7 +144,7 @@ def result_of(
 
 
 def _rules(steps: int | None, stop: Rule | Sequence[Rule] | None, optimiser: Any) -> tuple[Rule, ...]:
-    """The rules that can end the fit. Raises for bad input; `steps` is one rule more."""
+    """The rules of a fit, with `steps` as the last one; raises a TypeError or ValueError for bad input."""
     if steps is not None:
         check_count(steps=steps)
     if isinstance(optimiser, Solver):
@@ -160,10 +159,10 @@ def _rules(steps: int | None, stop: Rule | Sequence[Rule] | None, optimiser: Any
     return (*rules, MaxSteps(steps)) if steps is not None else rules or (Converged(),)
 
 
-def _solve(plan: FitPlan, space: Workspace, solver: Solver) -> tuple[Tensor, Stop]:
+def _solve(plan: FitPlan, workspace: Workspace, solver: Solver) -> tuple[Tensor, Stop]:
     """Runs the solver. Returns the loss of each iteration, and why it ended."""
     name, steps = type(solver).__name__, MAX_ITERATIONS if plan.steps is None else plan.steps
-    solution = solver.solve(Target(plan.model, plan.guide, plan.args, space.parameters), steps=steps)
+    solution = solver.solve(Target(plan.model, plan.guide, plan.args, workspace.parameters), steps=steps)
     losses = torch.tensor(solution.losses, dtype=torch.float64)
     if not losses[-1].isfinite():
         raise NonFiniteLossError(len(losses) - 1, None, f"{name} diverged, its loss is not finite")

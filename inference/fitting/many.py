@@ -82,7 +82,7 @@ def fit_many(
         runs.advance(steps, bar)
     seconds = (time.perf_counter() - begin) / len(pairs)
     return tuple(
-        result_of(plan, one.space, one.scope.store, one.run.losses, taken(rule), seed=seed, seconds=seconds)
+        result_of(plan, one.workspace, one.scope.store, one.run.losses, taken(rule), seed=seed, seconds=seconds)
         for plan, one, seed in zip(plans, runs.members, seeds, strict=True)
     )
 

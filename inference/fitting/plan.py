@@ -33,11 +33,11 @@ def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
 
 
 class Workspace(NamedTuple):
-    """What belongs to one run of a plan, and is changed by its steps."""
+    """The objects of one run of a plan, which its steps change."""
 
     batches: Batches
     batch: Batch
-    """The minibatch on which the run is set up and watched; all the data if the plan has no minibatches."""
+    """The minibatch that represents the data when the run is set up and watched; all the data without minibatches."""
     rows: LocalRows
     parameters: list[Tensor]
     """The tensors to optimise: see `collect_parameters`."""
@@ -49,8 +49,8 @@ class Workspace(NamedTuple):
 class FitPlan:
     """A model, a guide, their data, and how to fit them: `check` the plan, open it with `opened`, and `begin` a run.
 
-    Trials of learning rates, restarts and simultaneous fits are runs of one plan, with another start, rate or seed. What the
-    steps of a run change is in its `Workspace`.
+    Trials of learning rates, restarts and simultaneous fits are runs of one plan that differ in start, rate or seed. Their
+    steps change only their `Workspace` and the parameters.
     """
 
     model: Callable[..., Any]
@@ -69,13 +69,13 @@ class FitPlan:
     """An objective of `inference.objectives` or an ELBO object of Pyro. None is the estimator of Pyro's `Trace_ELBO` with one
     draw, or, if a rule sets the learning rate, the estimator with the lowest variance (`lowest_variance_objective`)."""
     optimiser: Callable[..., Optimizer] | Solver
-    """Makes a torch optimiser from parameters and `lr`. Or a `Solver` of `inference.optimisers`: it uses no learning rate,
+    """Makes a torch optimiser from parameters and `lr`; or a `Solver` of `inference.optimisers`, which needs no learning rate,
     schedule or objective."""
     schedule: Callable[[Optimizer, int], LRScheduler] | None
-    """Makes a learning-rate schedule from the optimiser and `steps`; None is a constant rate. The default, `cosine`, is not
-    used if `steps` is None or a rule sets the rate; another schedule is refused then."""
+    """Makes a learning-rate schedule from the optimiser and `steps`; None for a constant rate. If `steps` is None or a rule
+    sets the rate, the default `cosine` is not used, and any other schedule is refused."""
     batch_size: int | None
-    """Rows in a minibatch, drawn by epoch shuffling; None is all the data in each step. Model and guide must take `index` and
+    """Number of rows in a minibatch, drawn by epoch shuffling; None for all the data. Model and guide must take `index` and
     `size`."""
     transform: Callable[[Tensor], Tensor] | None
     """Applied to the rows x = args[0] of each step, such as `models.images.binarise` for dynamic binarisation."""
@@ -104,24 +104,26 @@ class FitPlan:
         custom = self.schedule not in (None, cosine) and not isinstance(self.optimiser, Solver)
         if custom and (self.sets_rate or self.steps is None):
             raise ValueError(
-                "a schedule is made for a known number of steps and sets the rate: give steps, and no Converged rule."
+                "a schedule is made for a known number of steps and sets the learning rate: give steps, and no rule that sets "
+                "the rate too, such as Converged."
             )
 
     @contextmanager
     def opened(self) -> Iterator[tuple[FitPlan, Workspace]]:
-        """The plan with its objective chosen, and a workspace. Call it inside `isolated`.
+        """Yields the plan with its default objective filled in, and a workspace. Call it inside `isolated`.
 
-        Inside, gradients are enabled and Pyro's own NaN checks are off; gradients of the parameters are restored afterwards.
+        Inside the context, gradients are enabled and Pyro's NaN checks are off. Gradients that the parameters had before are
+        restored afterwards.
         """
         with torch.enable_grad():
-            space = self.workspace()
-            with gradients_restored(space.parameters):
-                chosen = self._objective(space.batch) if self.objective is None else self.objective
+            workspace = self.workspace()
+            with gradients_restored(workspace.parameters):
+                chosen = self._objective(workspace.batch) if self.objective is None else self.objective
                 with own_nan_check():
-                    yield replace(self, objective=chosen), space
+                    yield replace(self, objective=chosen), workspace
 
     def workspace(self, batch: Batch | None = None) -> Workspace:
-        """New minibatches, and the parameters as they are now. Runs the pair once, which checks it and makes its parameters.
+        """A new workspace at the present λ. Runs the pair once, which checks it and makes its parameters.
 
         Args:
             batch: for `Workspace.batch`; by default the first of the new minibatches.
@@ -136,15 +138,15 @@ class FitPlan:
         parameters, names = collect_parameters(self.model, self.guide, batch, rows, enumerated=enumerated)
         return Workspace(batches, batch, rows, parameters, names)
 
-    def problem(self, rate: float, space: Workspace) -> Problem:
-        """What an engine runs: the plan on this workspace, with a new optimiser at this learning rate.
+    def problem(self, rate: float, workspace: Workspace) -> Problem:
+        """The input of an engine: the plan on this workspace, with a new optimiser.
 
         Raises:
-            TypeError: for an optimiser that does not suit these parameters.
+            TypeError: for an optimiser that does not suit these parameters (`check_optimiser`).
         """
         assert not isinstance(self.optimiser, Solver)
-        optimiser = self.optimiser(space.parameters, lr=rate)
-        check_optimiser(optimiser, space.rows)
+        optimiser = self.optimiser(workspace.parameters, lr=rate)
+        check_optimiser(optimiser, workspace.rows)
         schedule = None
         if self.schedule is not None and self.steps is not None and not self.sets_rate:
             schedule = self.schedule(optimiser, self.steps)
@@ -152,27 +154,27 @@ class FitPlan:
             self.model,
             self.guide,
             self.objective,
-            space.batches,
-            space.rows,
-            space.parameters,
+            workspace.batches,
+            workspace.rows,
+            workspace.parameters,
             optimiser,
             schedule,
             self.steps,
         )
 
-    def begin(self, rate: float, space: Workspace, engine: type[Engine] | None = None) -> tuple[Engine, LiveRun]:
+    def begin(self, rate: float, workspace: Workspace, engine: type[Engine] | None = None) -> tuple[Engine, LiveRun]:
         """A run before its first step.
 
         Args:
             rate: learning rate of the first step.
-            space: for this run alone.
+            workspace: for this run alone.
             engine: by default the plan's.
         """
-        problem = self.problem(rate, space)
-        return (self.engine if engine is None else engine)(problem), LiveRun(problem, space.batch)
+        problem = self.problem(rate, workspace)
+        return (self.engine if engine is None else engine)(problem), LiveRun(problem, workspace.batch)
 
     def trial(self, rate: float, batch: Batch) -> tuple[Engine, LiveRun]:
-        """A short run by `Eager` from the present λ, on minibatches of its own."""
+        """A short run from the present λ by `Eager`, with a workspace of its own."""
         return self.begin(rate, self.workspace(batch), Eager)
 
     def _objective(self, batch: Batch) -> Objective:

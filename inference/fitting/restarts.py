@@ -26,7 +26,7 @@ from .simultaneous import simultaneous_runs
 __all__ = ["begin_at", "checked_start"]
 
 TRIAL_STEPS = 200
-"""Steps by which starts are compared: enough to leave the slopes that they happen to start on."""
+"""Steps for which each start is followed before losses are compared. The loss at a start says little about where it leads."""
 
 
 def checked_start(plan: FitPlan, start: Any, restarts: Any) -> Start | None:

@@ -23,7 +23,7 @@ class OneOfMany(NamedTuple):
     """One of several runs."""
 
     scope: Scope
-    space: Workspace
+    workspace: Workspace
     run: LiveRun
     divergence: DivergenceMonitor
 
@@ -74,10 +74,10 @@ def simultaneous_runs(plans: Sequence[FitPlan], scopes: Sequence[Scope], rate: f
         problems, members = [], []
         for plan, scope in zip(plans, scopes, strict=True):
             with scope.entered():
-                space = plan.workspace()
-                stack.enter_context(gradients_restored(space.parameters))
-                problem = plan.problem(rate, space)
-                run = LiveRun(problem, space.batch)
-                members.append(OneOfMany(scope, space, run, DivergenceMonitor(run)))
+                workspace = plan.workspace()
+                stack.enter_context(gradients_restored(workspace.parameters))
+                problem = plan.problem(rate, workspace)
+                run = LiveRun(problem, workspace.batch)
+                members.append(OneOfMany(scope, workspace, run, DivergenceMonitor(run)))
             problems.append(Member(scope, problem))
         yield SimultaneousRuns(SimultaneousFits(problems, plans[0].engine), members)
