@@ -35,7 +35,7 @@ from inference import analytic_elbo, best_elbo, fit
 from inference.engine import Auto, Graph
 from inference.engine.minibatches import Batch
 from inference.fitting.default_objective import lowest_variance_objective
-from inference.fitting.learning_rate import RATES
+from inference.fitting.learning_rate import RATES, TRIAL_STEPS
 from inference.objectives import StickingTheLanding
 from inference.optimisers import BatchAndMatch, DoWG, FixedDraws, NaturalGradient, Solver
 from inference.optimisers.fixed_draws import SampleAverage

@@ -102,7 +102,7 @@ def has_gaussian_posterior(model_class):
     """Whether a model with an exact posterior has a Gaussian one."""
     model, x = demo(model_class)
     try:
-        models.gaussian.moments(model.posterior(x))
+        models.gaussian.mean_and_covariance(model.posterior(x))
     except TypeError:
         return False
     return True

@@ -11,7 +11,7 @@ from problems import demo
 from test_cli import run
 
 from guides import FullRank, Global, MeanField
-from inference import compare, fit, objectives, optimisers, starting, stopping
+from inference import compare, fit, objectives, optimisers, stopping
 from inference.cli import names
 from inference.cli.output import save_comparison
 from inference.engine import Eager

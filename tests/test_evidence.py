@@ -9,6 +9,7 @@ from typing import get_type_hints
 import pyro
 import pyro.distributions as dist
 import pytest
+from pyro.infer.autoguide import AutoNormal
 import torch
 from problems import MODELS, SOLVED, build, demo, few, is_discrete, shake
 

@@ -19,8 +19,8 @@ from ..evidence import Evidence, ais, iwae
 from ..evidence.blocks import with_table
 from ..fitting.unseen import Ascent, log_weights
 from ..plots.gap_bars import gap_bars
-from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
+from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
 from .best_lambda import EncoderTraining, Lambdas, best_lambdas
@@ -167,7 +167,7 @@ def _elbos(
 ) -> _Elbos:
     assert guide.latents is not None
     numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
-    size = max(1, min(draws, LIMIT // max(1, numbers)))
+    size = max(1, min(draws, MAX_SCORED_NUMBERS // max(1, numbers)))
     chunks = []
     with isolated(seed), torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, draws, size):

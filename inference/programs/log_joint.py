@@ -57,7 +57,7 @@ class LogJoint:
 
     def unconstrain(self, h: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vectors of K draws of the latents: shape (K, dim)."""
-        return self.latents.unconstrain(h)
+        return self.latents.pack(h)
 
     def at(self, u: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
         """The log density at one u, shape (dim,): shape (). Differentiable; transform it by torch.func within `evaluated`.
