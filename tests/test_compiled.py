@@ -397,7 +397,7 @@ class TestPlaceOnDisk:
 
 
 def test_old_entries_make_room(monkeypatch, empty_cache):
-    monkeypatch.setattr(cache, "MOST_BYTES", 1500)
+    monkeypatch.setattr(cache, "MAX_BYTES", 1500)
 
     def build_nothing(loop, inputs, folder, *, threads):
         (folder / "loop.so").write_bytes(bytes(600))

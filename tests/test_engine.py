@@ -17,8 +17,7 @@ import inference.engine
 import inference.engine.auto
 from guides import Amortized, MeanField, SemiAmortized
 from inference import fit
-from inference.engine import Auto, CaptureError, CompiledLoop, Eager, Engine, Graph
-from inference.engine.graphs.capture import capture
+from inference.engine import Auto, CaptureError, CompiledLoop, Eager, Engine, Graph, capture
 from inference.engine.graphs.hidden_state import memory
 from inference.engine.graphs.simplify import is_random
 from models import FactorAnalysis, GaussianMean, LinearRegression

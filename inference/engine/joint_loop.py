@@ -16,7 +16,7 @@ from .graphs.noise import Noise
 from .graphs.optimiser_step import require_plain, updated
 from .graphs.threads import fewest_for, fixed_threads, work
 from .graphs.vmapped import Layout, fits_along, map_over_fits
-from .inductor.build import Compiled
+from .inductor.build import RunLoop
 from .problem import Member
 
 __all__ = ["JointLoop", "capture_loop"]
@@ -48,7 +48,7 @@ class JointLoop(NamedTuple):
     noise: Noise | None
     length: int
     threads: int
-    run: Compiled
+    run: RunLoop
 
     def inputs(self, members: Sequence[Member], rates: Sequence[float], rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The inputs of `run`, from the fits' present state.

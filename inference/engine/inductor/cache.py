@@ -1,4 +1,4 @@
-"""Compiled loops kept on disk, so that a second process need not compile."""
+"""Keeps compiled loops on disk, so that a second process need not compile."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from ..errors import BuildError
 from ..graphs.loop_body import Loop
 from ..problem import Problem
 from . import build as build_module
-from . import hoist_allocations as lean
-from . import inline_triangular_solve as triangular
-from .build import Compiled, build, load
+from . import hoist_allocations
+from .build import RunLoop, build, load
 
-__all__ = ["MOST_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
+__all__ = ["MAX_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
 
-MOST_BYTES = 512 * 2**20
-"""When more is kept, what was not used for longest is removed."""
+MAX_BYTES = 512 * 2**20
+"""Above this size in total, the least recently used loops are removed."""
 
 
 def folder() -> Path:
-    """Where compiled loops are kept: $TAUT_CACHE, or taut in the user's folder of caches."""
+    """The folder of compiled loops: $TAUT_CACHE, or `taut` in the user's cache folder."""
     if own := os.environ.get("TAUT_CACHE"):
         return Path(own)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -37,8 +36,8 @@ def folder() -> Path:
 
 
 def entry(loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> Path:
-    """The place of a loop, named by all that its compiled form depends on: operations, layout of the inputs, versions and
-    processor."""
+    """The folder of a loop, named by a hash of all that its library depends on: operations, layout of the inputs, versions
+    and processor."""
     layout = [(tuple(value.shape), value.stride(), str(value.dtype)) for value in inputs]
     processor = torch.backends.cpu.get_cpu_capability(), platform.machine(), _processor()
     made_by = torch.__version__, torch.get_default_dtype(), threads, _makers()
@@ -67,8 +66,8 @@ def knows(nickname: str) -> bool:
     return next(folder().glob(f"*/{nickname}"), None) is not None
 
 
-def find(entry: Path, nickname: str) -> Compiled | None:
-    """The compiled loop, if it is there, whole, and can be loaded."""
+def find(entry: Path, nickname: str) -> RunLoop | None:
+    """The compiled loop, or None if it is not on disk, damaged, or cannot be loaded."""
     if not _is_whole(entry):
         return None
     try:
@@ -81,13 +80,13 @@ def find(entry: Path, nickname: str) -> Compiled | None:
 
 
 def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> None:
-    """Compiles the loop and puts it in its place.
+    """Compiles the loop into the folder `entry`.
 
-    An entry appears at once and complete, by renaming, so that any number of processes may make it at the same time; one
-    that is torn or altered is replaced.
+    The folder appears complete, by renaming, so that several processes may make it at the same time. A damaged one is
+    replaced.
 
     Raises:
-        BuildError: if it cannot be compiled.
+        BuildError: if the loop cannot be compiled or written.
     """
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,13 +103,13 @@ def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> 
 
 @cache
 def _makers() -> list[str]:
-    """The modules that make a library of a loop."""
-    return [Path(str(module.__file__)).read_text() for module in (build_module, lean, triangular)]
+    """The source text of the modules that compile a loop."""
+    return [Path(str(module.__file__)).read_text() for module in (build_module, hoist_allocations)]
 
 
 @cache
 def _processor() -> str:
-    """The instructions that this processor knows, for the compiler uses them all."""
+    """The instruction sets of this processor; the compiler uses all of them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -122,7 +121,7 @@ def _put(made: Path, entry: Path) -> None:
     try:
         made.rename(entry)
     except OSError:
-        # Another process has put it there, or what is there is torn.
+        # Another process has put it there, or the folder there is damaged.
         if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
             made.rename(entry)
@@ -147,7 +146,7 @@ def _forget_oldest(keep: Path) -> None:
     sizes = {e: sum(file.stat().st_size for file in e.iterdir()) for e in entries}
     total = sum(sizes.values())
     for old in entries:
-        if total <= MOST_BYTES:
+        if total <= MAX_BYTES:
             break
         if old != keep:
             shutil.rmtree(old, ignore_errors=True)

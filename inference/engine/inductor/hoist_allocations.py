@@ -1,4 +1,4 @@
-"""Inductor's loop, rid of what it does anew in each step and need do only once."""
+"""Rewrites Inductor's C++ so that a loop allocates its temporaries once instead of in each step."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ import re
 from collections import Counter
 from math import prod
 
-from .inline_triangular_solve import solved_in_place
+__all__ = ["MAX_HOISTED_BYTES", "hoisted"]
 
-__all__ = ["lean"]
-
-MOST_BYTES = 1 << 20
-"""A larger temporary is taken from the heap and given back in each step, so that a fit needs no more memory."""
+MAX_HOISTED_BYTES = 1 << 20
+"""The largest temporary that is allocated before the loop; a larger one would raise the peak memory of a fit."""
 
 
-def lean(code: str) -> str:
-    """The same program, which takes the memory of a step's temporaries once, before the loop.
+def hoisted(code: str) -> str:
+    """The same program with the allocation of temporaries moved before the loop.
 
-    Inductor's wrapper allocates every temporary of a step anew, and makes two new handles of each tensor that the loop reads:
-    nearly all the time of a small step. Temporaries that are only written and read by kernels and calls are moved before the
-    loop, with their views and addresses; what a step hands on to the next changes places with what it was made from, so that
-    the tensors which the loop starts from are overwritten. Every other line stays as it is, and so does the whole program if
-    its loop does not look as expected.
+    In each step Inductor's wrapper allocates every temporary, and makes two handles of each tensor that the loop reads; in a
+    small step this takes nearly all the time. Temporaries that are only written and read by kernels and library calls are
+    moved before the loop, with their views and addresses. A tensor that a step hands on to the next is swapped with the one
+    it was computed from, so the loop overwrites the tensors that it starts from. Every other line is unchanged, and so is
+    the whole program if its loop is not as expected.
 
     Args:
-        code: the wrapper in C++, with one loop, which goes on while its first tensor is below a count.
+        code: the C++ wrapper, with one loop, which runs while the loop's first tensor is below a count.
     """
     if code.count(_LOOP) != 1:
         return code
-    code = _HANDED_VIEW.sub(_named_first, solved_in_place(code))
+    code = _HANDED_VIEW.sub(_named_first, code)
     head, rest = code.split(_LOOP)
     body, tail = rest.split("\n    }\n", 1)
     condition = _CONDITION.search(body)
@@ -52,17 +50,17 @@ def lean(code: str) -> str:
 
 
 class _Step:
-    """The body of the loop, divided.
+    """Divides the body of the loop.
 
     Args:
         body: its lines.
-        carried: the tensors that it is given by the step before.
-        given: those that are the same for all steps.
+        carried: the names of the tensors that a step gets from the step before.
+        given: the names of the tensors that are the same for all steps.
 
     Attributes:
-        before: what needs to be done once.
-        first: what is done at the beginning of a step,
-        rest: and then.
+        before: lines to run once, before the loop.
+        first: lines to run at the beginning of a step, before the test whether to go on.
+        rest: the other lines of a step.
     """
 
     def __init__(self, body: str, carried: list[str], given: list[str]) -> None:
@@ -95,13 +93,13 @@ class _Step:
         return name in self.dtypes and len(re.findall(rf"std::move\({name}\)", self.body)) == 1
 
     def _can_be_fixed(self, name: str, shape: str, dtype: str) -> bool:
-        """Whether it is small, and neither it nor a view of it is handed on."""
+        """Whether the temporary is small, and neither it nor a view of it is handed on."""
         moved = {*re.findall(r"std::move\((\w+)\)", self.body)}
         family = {name}
         for view, source, _ in _VIEW.findall(self.body):
             family |= {view} if source in family else set()
         known = shape in self.sizes and dtype in _BYTES
-        return known and prod(self.sizes[shape]) * _BYTES[dtype] <= MOST_BYTES and not family & moved
+        return known and prod(self.sizes[shape]) * _BYTES[dtype] <= MAX_HOISTED_BYTES and not family & moved
 
     def _array(self, found: re.Match[str]) -> None:
         self.before.append(found[0])
@@ -157,7 +155,7 @@ class _Step:
 
 
 def _named_first(found: re.Match[str]) -> str:
-    """A view that is handed on, given a name before."""
+    """Gives a view that is handed on a name of its own."""
     kept, view = found.groups()
     return f"        auto {kept}_next = {view};  // alias\n        {kept}.reset();\n        {kept} = std::move({kept}_next);\n"
 
