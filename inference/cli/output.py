@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from ..comparison.compare import Comparison
+from ..comparison import Comparison
 from ..fitting.to_arviz import to_arviz
 
 __all__ = ["check_folder", "complete_folder", "file_stem", "plain_table", "plus_minus", "save_comparison"]
