@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import LocalModel, Model
 
-from ..comparison.compare import Comparison, compare
+from ..comparison import Comparison, compare
 from . import names, options
 from .main import app, console, reporting_errors
 from .output import check_folder, file_stem, plain_table, plus_minus, save_comparison

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..comparison.gaps import Gaps, gaps
+from ..comparison import Gaps, gaps
 from ..fitting.unseen import Ascent
 from . import names, options
 from .main import app, console, reporting_errors
