@@ -54,8 +54,19 @@ def test_prior_samples_and_manifold_are_decoded_latents(pair):
 
 
 def test_traversals_move_one_latent(pair):
+    """One line for each latent, the most active first; the other latent stays where the first datum's posterior has it."""
     model, guide, x = pair
-    assert canvas(traversals(model, guide, x, steps=5)).shape == (16, 40, 3)
+    shown = canvas(traversals(model, guide, x, steps=5))
+    assert shown.shape == (16, 40, 3)
+    with torch.no_grad():
+        means = guide.q(x).mean
+        for line, latent in enumerate(means.var(0).argsort(descending=True)):
+            for column, value in enumerate(torch.linspace(-3, 3, 5)):
+                h = means[0].clone()
+                h[latent] = value
+                tile = shown[8 * line : 8 * line + 8, 8 * column : 8 * column + 8, 0]
+                torch.testing.assert_close(tile, model.decode(h).mean.reshape(8, 8), atol=1e-5, rtol=0.0)
+    assert (shown[:, :8] - shown[:, 32:]).abs().max() > 0.1
 
 
 def test_manifold_needs_two_latents():

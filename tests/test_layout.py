@@ -1,4 +1,4 @@
-"""The layout of the packages: the direction of imports, no circles, short functions and modules, a complete wheel."""
+"""The layout of the packages (imports, lengths, the wheel) and of the tests."""
 
 from __future__ import annotations
 
@@ -141,6 +141,22 @@ def long_modules(sources):
             yield f"{path} has {lines} lines"
 
 
+def without_quick_tests(sources):
+    """Test modules of which `make test` runs nothing: every test, or the whole module, is marked slow."""
+    for path, source in sources.items():
+        body = ast.parse(source).body
+        classes = [node for node in body if isinstance(node, ast.ClassDef) and not _is_slow(node)]
+        nodes = body + [node for one in classes for node in one.body]
+        tests = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+        whole = any(ast.unparse(node) == "pytestmark = pytest.mark.slow" for node in body)
+        if whole or all(map(_is_slow, tests)):
+            yield f"{path} has no test that is not marked slow"
+
+
+def _is_slow(node):
+    return not {ast.unparse(decorator) for decorator in node.decorator_list}.isdisjoint({"SLOW", "pytest.mark.slow"})
+
+
 SOURCES = read(ROOT)
 CHECKS = [between_packages, upward_imports, circles, long_functions, long_modules]
 
@@ -226,6 +242,26 @@ def test_a_good_layout_passes(check, tmp_path):
 def test_a_violation_is_found(check, file, source, message, tmp_path):
     (found,) = check(written(tmp_path, {**PASSES, file: source}))
     assert message in found
+
+
+def test_every_test_file_is_part_of_make_test():
+    tests = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py"))}
+    assert not list(without_quick_tests(tests))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("@SLOW\ndef test_a(): pass\ndef test_b(): pass", 0),
+        ("class TestA:\n    def test_a(self): pass", 0),
+        ("pytestmark = pytest.mark.slow\ndef test_a(): pass", 1),
+        ("@pytest.mark.slow\ndef test_a(): pass\ndef help(): pass", 1),
+        ("@SLOW\nclass TestA:\n    def test_a(self): pass", 1),
+        ("class TestA:\n    @SLOW\n    def test_a(self): pass", 1),
+    ],
+)
+def test_a_file_of_slow_tests_is_found(source, found):
+    assert len(list(without_quick_tests({PurePosixPath("tests/test_x.py"): source}))) == found
 
 
 @pytest.mark.parametrize("name", sorted(FLAT))

@@ -13,7 +13,7 @@ from problems import GAUSSIAN, build, demo, has_optimum
 from pyro.infer.autoguide import AutoNormal, init_to_median, init_to_value
 
 from guides import Amortized, FullRank, Global, Linear, Local, MeanField, Structured
-from inference import analytic_elbo, elbo, fit, kl, starting
+from inference import analytic_elbo, fit, kl, starting
 from inference.engine import Eager
 from inference.optimisers import FixedDraws
 from inference.programs.isolation import isolated
@@ -190,7 +190,6 @@ def test_a_fit_from_the_prior_starts_wide():
     model, x = demo(GaussianMean)
     guide = Global(model, MeanField())
     fit(model, guide, x, steps=1, lr=1e-6, start=FromPrior())
-    assert elbo(model, guide, x, draws=10).value < 0
     assert (guide.q(x).stddev > 0.5).all()
 
 

@@ -22,7 +22,7 @@ from scipy.signal import lfilter
 from sklearn.datasets import load_breast_cancer
 
 from guides import Amortized, Bernoulli, Delta, Flow, FullRank, Global, Linear, Local, MeanField
-from inference import DivergedError, NonFiniteLossError, analytic_elbo, best_elbo, elbo, fit, kl, stopping
+from inference import DivergedError, NonFiniteLossError, analytic_elbo, best_elbo, fit, kl, stopping
 from inference.engine import Eager
 from inference.engine.minibatches import Batch
 from inference.fitting.default_objective import lowest_variance_objective
@@ -490,7 +490,7 @@ class TestFit:
         assert torch.equal(*runs)
 
     def test_rates(self):
-        """A rate is found among the larger ones; a given rate is kept."""
+        """A rate that is not given is one of those that are tried; one that is given is kept."""
         model, x = demo(GaussianMean)
         rates = []
         fit(
@@ -501,6 +501,7 @@ class TestFit:
             steps=3,
         )
         assert set(rates) <= {0.3, 0.1, 0.03, 0.01}
+        assert rates
         fit(
             model,
             Global(model, MeanField()),
@@ -659,8 +660,8 @@ class TestDivergence:
 
     def test_a_point_mass_is_none(self):
         model, x = demo(GaussianMean)
-        fit(model, Global(model, Delta()), x, steps=150)
-        fit(model, AutoDelta(model), x, steps=150)
+        assert fit(model, Global(model, Delta()), x, steps=150).steps == 150
+        assert fit(model, AutoDelta(model), x, steps=150).steps == 150
 
 
 @pytest.mark.slow
@@ -681,7 +682,6 @@ def test_the_end_is_better_averaged():
     with torch.no_grad():
         guide.lam.copy_(last[0])
     assert average < far(model, guide, x)
-    assert elbo(model, guide, x, draws=10).value < 0
 
 
 def test_stop_goes_through_a_pickle():

@@ -74,5 +74,5 @@ def test_bad_input():
     done = fit(model, Global(model, MeanField()), x, steps=3)
     with pytest.raises(ValueError, match="draws must be at least 1"):
         to_arviz(done, x, draws=0)
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=r"x has shape \(20, 2\), but \(N, 3\) is expected"):
         to_arviz(done, x[:, :2])

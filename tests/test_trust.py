@@ -151,6 +151,7 @@ def test_a_missed_mode_is_found_although_the_weights_do_not_show_it():
     assert verdict.khat < 0.7
     assert decisions(verdict) == [Decision.REFUSE] * 4
     assert "misses" in verdict.findings[0].evidence
+    assert verdict.missed
     assert all(abs(float(m.h["h"].norm()) - 8) < 0.1 for m in verdict.missed)
     one = Ring(1).double()
     assert not missed_modes(one, x, {"h": one.target().sample((500,))}, float(one.log_evidence(x)))
