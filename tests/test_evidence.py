@@ -9,9 +9,9 @@ from typing import get_type_hints
 import pyro
 import pyro.distributions as dist
 import pytest
-from pyro.infer.autoguide import AutoNormal
 import torch
 from problems import MODELS, SOLVED, build, demo, few, is_discrete, shake
+from pyro.infer.autoguide import AutoNormal
 
 from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
 from inference import ais, ais_reverse, bidirectional, elbo, evidence, fit, iwae

@@ -12,8 +12,8 @@ from torch import Tensor
 from guides import Guide, Local
 from models import VAE, Tractable
 
-from ..elbos.estimate import elbo
 from ..diagnostics.latent_pictures import active_units_picture, manifold, prior_samples, reconstructions, traversals
+from ..elbos.estimate import elbo
 from . import names, options
 from .main import app, console, reporting_errors
 from .output import check_folder, complete_folder, plain_table, plus_minus

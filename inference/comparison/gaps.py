@@ -19,8 +19,8 @@ from ..evidence import Evidence, ais, iwae
 from ..evidence.blocks import with_table
 from ..fitting.unseen import Ascent, log_weights
 from ..plots.gap_bars import gap_bars
-from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.bound import unwrap
+from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
 from .best_lambda import EncoderTraining, Lambdas, best_lambdas
