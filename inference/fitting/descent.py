@@ -27,12 +27,6 @@ def descend(plan: FitPlan, workspace: Workspace, rate: Rate, *, progress: bool) 
 
     If a rate found by trial fails later in the fit, λ returns to its start and the next smaller rate is used.
 
-    Args:
-        plan: of the fit.
-        workspace: the workspace of the fit.
-        rate: learning rate of the first step.
-        progress: whether to show a progress bar.
-
     Raises:
         NonFiniteLossError, DivergedError: if the rate was given, or no smaller one is left.
     """
@@ -59,7 +53,7 @@ def _smaller(rate: Rate, run: LiveRun, size: int) -> float | None:
 
 
 def _watched(engine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any, smaller: Callable[[], float | None]) -> Stop:
-    """Takes steps in blocks, up to the next one at which a rule is due, until a rule ends the fit."""
+    """Takes steps in blocks, each up to the next step at which a rule or the monitor is due, until a rule ends the fit."""
     watches = [rule.begin(run) for rule in rules]
     divergence = DivergenceMonitor(run, smaller=smaller)
     blocks, stop = Blocks(), None

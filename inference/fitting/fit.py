@@ -122,15 +122,7 @@ def fit(
 def result_of(
     plan: FitPlan, workspace: Workspace, store: StateDict, losses: Tensor, stop: Stop, *, seed: int, seconds: float
 ) -> Fit:
-    """The result of a finished run.
-
-    Args:
-        plan, workspace: of the run.
-        store: state of the param store when its scope was left.
-        losses: loss of each step, shape (steps,).
-        stop: why it ended.
-        seed, seconds: as in `Fit`.
-    """
+    """The result of a finished run. `store` is the state of the param store when its scope was left."""
     return Fit(
         model=bind(plan.model, store, workspace.names[0]),
         guide=bind(plan.guide, store, workspace.names[1]),

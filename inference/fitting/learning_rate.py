@@ -32,16 +32,7 @@ class Rate(NamedTuple):
 
 
 def choose_rate(plan: FitPlan, batch: Batch, lr: float | None) -> Rate:
-    """The given rate `lr`; else, if a rule sets the rate, the result of `find_rate`; else `DEFAULT_RATE`.
-
-    Args:
-        plan: of the fit, opened.
-        batch: the minibatch that represents the data.
-        lr: the rate that was asked for, if any.
-
-    Raises:
-        NonFiniteLossError: if a rate is sought, and none gives finite losses.
-    """
+    """The given rate `lr`; else, if a rule sets the rate, the result of `find_rate`; else `DEFAULT_RATE`."""
     if lr is not None or not plan.sets_rate:
         return Rate(DEFAULT_RATE if lr is None else lr, found=False)
     rate = find_rate(plan, batch)
@@ -56,7 +47,7 @@ def find_rate(plan: FitPlan, batch: Batch) -> float:
     its own, that rate is returned without a trial.
 
     Args:
-        plan: of the fit, opened.
+        plan: an opened plan.
         batch: the minibatch that represents the data.
 
     Raises:

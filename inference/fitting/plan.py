@@ -150,17 +150,9 @@ class FitPlan:
         schedule = None
         if self.schedule is not None and self.steps is not None and not self.sets_rate:
             schedule = self.schedule(optimiser, self.steps)
-        return Problem(
-            self.model,
-            self.guide,
-            self.objective,
-            workspace.batches,
-            workspace.rows,
-            workspace.parameters,
-            optimiser,
-            schedule,
-            self.steps,
-        )
+        batches, rows, parameters = workspace.batches, workspace.rows, workspace.parameters
+        pair = (self.model, self.guide)
+        return Problem(*pair, self.objective, batches, rows, parameters, optimiser, schedule, self.steps)
 
     def begin(self, rate: float, workspace: Workspace, engine: type[Engine] | None = None) -> tuple[Engine, LiveRun]:
         """A run before its first step.

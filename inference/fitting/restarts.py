@@ -58,7 +58,7 @@ def begin_at(plan: FitPlan, batch: Batch, start: Start | None, restarts: int, lr
     model or guide as modules.
 
     Args:
-        plan: of the fit, opened.
+        plan: an opened plan.
         batch: the minibatch that represents the data.
         start: makes draws of the latents; None leaves the guide as it is.
         restarts: number of starts.
