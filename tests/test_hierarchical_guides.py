@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from problems import SOURCES
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 
-from guides import MLP, Amortized, FullRank, Global, Local, MeanField, Structured
+from guides import MLP, Amortized, FullRank, Global, Local, MeanField, SemiAmortized, Structured
 from inference import elbo, fit
 from inference.programs.draws import draw_chunks
 from inference.programs.isolation import isolated
@@ -17,14 +18,9 @@ def schools(centered=True):
     return model.double(), x.double()
 
 
-def built(name, model, x):
-    makers = {
-        "global": lambda: Global(model, FullRank()),
-        "local": lambda: Local(model, MeanField()),
-        "structured": lambda: Structured(model, MeanField()),
-        "amortized": lambda: Amortized(model, MeanField(), MLP((8,))),
-    }
-    guide = makers[name]()
+def built(source, model, x):
+    family = MeanField() if source.local else FullRank()
+    guide = source(model, family, MLP((8,))) if issubclass(source, Amortized) else source(model, family)
     guide.setup(x)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -33,14 +29,15 @@ def built(name, model, x):
     return guide
 
 
-NAMES = ["global", "local", "structured", "amortized"]
+ALL = [pytest.param(source, marks=pytest.mark.slow if issubclass(source, SemiAmortized) else ()) for source in SOURCES]
+LOCAL = [source for source in ALL if source.values[0].local]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("source", ALL)
 @pytest.mark.parametrize("centered", [True, False])
-def test_draws_all_latents_and_batched_draws_agree_with_single_ones(name, centered):
+def test_draws_all_latents_and_batched_draws_agree_with_single_ones(source, centered):
     model, x = schools(centered)
-    guide = built(name, model, x)
+    guide = built(source, model, x)
     trace = prune_subsample_sites(poutine.trace(guide).get_trace(x))
     local = "theta" if centered else "theta_trans"
     drawn = {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and n[0] != "_"}
@@ -57,11 +54,11 @@ def test_draws_all_latents_and_batched_draws_agree_with_single_ones(name, center
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_density_is_normalised_through_the_bijection(name):
-    """E_q[p(x, h) / q(h)] = p(x): the importance weights average to the evidence, which is exact here."""
+@pytest.mark.parametrize("source", ALL)
+def test_density_is_normalised_through_the_bijection(source):
+    """E_q[p(h) / q(h)] = 1 for the prior narrowed by the data: exactly, importance weights average to the evidence."""
     model, x = schools(centered=False)
-    guide = built(name, model, x)
+    guide = built(source, model, x)
     fit(model, guide, x, steps=300, lr=0.05)
     with isolated(1):
         chunk = next(iter(draw_chunks(model, guide, (x,), draws=20_000))).total
@@ -71,11 +68,11 @@ def test_density_is_normalised_through_the_bijection(name):
     assert abs(weight.mean() - 1) < 5 * error < 0.3
 
 
-@pytest.mark.parametrize("name", ["local", "structured", "amortized"])
-def test_minibatches_average_to_the_whole(name):
-    """With the same draws the batches' log densities average to the whole's: shared terms count once, local ones scaled."""
+@pytest.mark.parametrize("source", LOCAL)
+def test_minibatches_average_to_the_whole(source):
+    """With the same draws, the batches' mean log density is the whole's: shared latents count once, local ones scaled."""
     model, x = schools()
-    guide = built(name, model, x)
+    guide = built(source, model, x)
     whole = poutine.trace(guide).get_trace(x)
     fixed = {n: s["value"] for n, s in whole.nodes.items() if s["type"] == "sample" and n[0] == "_"}
     packed = {n: v for n, v in fixed.items() if n == "_shared"}
@@ -97,10 +94,10 @@ def test_minibatches_average_to_the_whole(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["local", "structured", "amortized"])
-def test_minibatch_fits_run(name):
+@pytest.mark.parametrize("source", LOCAL)
+def test_minibatch_fits_run(source):
     model, x = schools(centered=False)
-    guide = built(name, model, x)
+    guide = built(source, model, x)
     start = elbo(model, guide, x, draws=500)
     done = fit(model, guide, x, steps=200, lr=0.03, batch_size=4)
     reached = elbo(model, done.guide, x, draws=500)
@@ -112,21 +109,21 @@ def test_structured_is_better_than_local_on_a_dependent_posterior():
     """Structured contains Local, and on the centred posterior its ELBO is higher by more than the noise."""
     model, x = schools(centered=True)
     reached = {}
-    for name in ("local", "structured"):
-        guide = built(name, model, x)
+    for source in (Local, Structured):
+        guide = built(source, model, x)
         fit(model, guide, x, steps=2500, lr=0.03, seed=2)
-        reached[name] = elbo(model, guide, x, draws=4000)
-    assert reached["structured"].value - reached["local"].value > 0.2 + 5 * reached["local"].se
-    assert reached["structured"].value < float(model.log_evidence(x)) + 5 * reached["structured"].se
+        reached[source] = elbo(model, guide, x, draws=4000)
+    assert reached[Structured].value - reached[Local].value > 0.2 + 5 * reached[Local].se
+    assert reached[Structured].value < float(model.log_evidence(x)) + 5 * reached[Structured].se
 
 
 def test_a_draw_of_the_shared_latents_moves_the_local_blocks():
     model, x = schools()
-    for name in ("structured", "amortized"):
-        guide = built(name, model, x)
+    for source in (Structured, Amortized):
+        guide = built(source, model, x)
         one, other = (guide.q_given(x, None, torch.full((2,), v).double()).mean for v in (0.0, 1.0))
         assert (one - other).abs().min() > 1e-4
-    local = built("local", model, x)
+    local = built(Local, model, x)
     same = [local.q_given(x, None, torch.full((2,), v).double()).mean for v in (0.0, 1.0)]
     torch.testing.assert_close(*same)
 

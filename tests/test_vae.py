@@ -226,7 +226,7 @@ class TestNets:
         encoder = Conv((4, 6))(shape, 7)
         assert encoder(torch.randn(*lead, *shape)).shape == (*lead, 7)
 
-    @pytest.mark.parametrize("spec", [decoders.MLP((5,)), decoders.Linear(), decoders.Conv((4,))])
+    @pytest.mark.parametrize("spec", [getattr(decoders, name)() for name in decoders.__all__])
     def test_a_vae_of_images_is_scored_in_any_batch(self, spec):
         model = VAE((8, 8), 3, decoder=spec)
         h, x = model.simulate(6, seed=0)
