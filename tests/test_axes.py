@@ -123,7 +123,7 @@ class TestNames:
         ],
     )
     def test_unknown_names_are_refused(self, parse, text, message):
-        with pytest.raises(names.UnknownNameError, match=message):
+        with pytest.raises(names.UsageError, match=message):
             parse(text)
 
 

@@ -382,7 +382,7 @@ class TestObjectives:
             used += 1
             Interpreted.loops.clear()
             # Pyro's contraction looks at the numbers, so that this one cannot be captured.
-            cannot = pytest.warns(UserWarning, match="its captured step cannot be used")
+            cannot = pytest.warns(UserWarning, match="the captured step cannot be used")
             with cannot if objective is objectives.Enumerated else nullcontext():
                 assert_same(run(Interpreted, make, **options), expected)
             assert bool(Interpreted.loops) == (objective is not objectives.Enumerated)

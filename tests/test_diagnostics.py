@@ -218,8 +218,7 @@ class Line(RegressionModel):
     """a ~ Normal(0, 1), b ~ Normal(0, 2), x_i ~ Normal(a + b c_i, 0.5): two latents, neither named h, posterior Gaussian."""
 
     def __init__(self, covariates):
-        super().__init__()
-        self.register_buffer("covariates", covariates)
+        super().__init__(covariates)
 
     demo = from_dataset = None
     data_shape = ()

@@ -65,7 +65,7 @@ def require_same(together, alone, tolerance=1e-10):
 
 @pytest.fixture
 def machines(monkeypatch):
-    """Every `Together` that is created during the test."""
+    """Every `SimultaneousFits` that is created during the test."""
     made = []
     before = SimultaneousFits.__init__
 
@@ -158,7 +158,15 @@ class TestTrajectories:
 
 
 class TestApart:
-    """If a step cannot be mapped over fits, each fit runs by itself, on the same trajectory."""
+    """If a step cannot be mapped over fits, they run one after another, on the same trajectory, with one warning."""
+
+    @staticmethod
+    def both_with_a_warning(match, *args, **options):
+        said = f"the fits run one after another from step [0-9]+ on, .*{match}"
+        with pytest.warns(UserWarning, match=said) as caught:
+            found = both(*args, **options)
+        assert len(caught) == 1
+        require_same(*found)
 
     def test_other_draws_than_gaussian(self, machines):
         x = torch.ones(10, dtype=torch.float64)

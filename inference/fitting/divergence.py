@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from math import log
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -26,14 +27,17 @@ MONITOR_DRAWS = 8
 """Draws of the guide per look: enough to see that all of them are equal."""
 MIN_SPREAD = 10
 """Units in the last place: draws that differ by less are equal to the precision of their arithmetic."""
+MAX_SURPRISE = 40.0
+"""Nats by which −log q(h) of a draw h ~ q may exceed log V, V the volume of all numbers of its dtype: the excess t has
+probability e^−t at most, for the volume where log q < −log V − t has mass V e^(−log V − t) at most."""
 
 
 class DivergedError(FloatingPointError):
-    """The ELBO fell far below its start, or q shrank to a point.
+    """The ELBO fell far below its start, or q shrank to a point or grew past the precision of its numbers.
 
     Attributes:
         step: number of steps after which it was detected.
-        site: the latent whose draws are all equal; None if it is the ELBO that fell.
+        site: the latent whose draws are all equal, or have no valid density; None if it is the ELBO that fell.
     """
 
     def __init__(self, step: int, site: str | None, detail: str) -> None:
@@ -53,7 +57,9 @@ class DivergenceMonitor:
 
     - the median of its last losses exceeds that of its first by more than `MAX_RISE` times their size and spread, or
     - the guide's draws of a latent agree to within `MIN_SPREAD` units in the last place (of their values, or of their range
-      at the start), though the guide is no point mass there: its standard deviation is zero numerically.
+      at the start), though the guide is no point mass there: its standard deviation is zero numerically, or
+    - log q of the guide's own draws is lower than any density over the numbers of its dtype gives, by `MAX_SURPRISE`: rounding
+      has taken over, and the loss is no estimate of −ELBO.
 
     If a smaller rate can be tried, a smaller rise is divergence too: one nat (per datum if each datum has latents of its own)
     and `MAX_TRIAL_RISE` above the best window.
@@ -66,7 +72,7 @@ class DivergenceMonitor:
     def __init__(self, run: LiveRun, smaller: Callable[[], float | None] = lambda: None) -> None:
         self.due = WINDOW
         self._smaller = smaller
-        self._start = {name: _range(values) for name, values in _draws(run).items()}
+        self._start = {name: _range(found.values) for name, found in _draws(run).items()}
 
     def look(self, run: LiveRun) -> None:
         """Raises a DivergedError if the fit has diverged."""
@@ -80,7 +86,14 @@ class DivergenceMonitor:
             raise DivergedError(run.steps, None, detail)
         if len(losses) >= 2 * WINDOW and (rise := _rise(losses)) > run.data_count and self._smaller() is not None:
             raise DivergedError(run.steps, None, f"the loss has risen by {rise:.3g}; lower lr")
-        for name, values in _draws(run).items():
+        for name, (values, log_q) in _draws(run).items():
+            if not bool((-log_q <= _log_volume(values) + MAX_SURPRISE).all()):
+                detail = (
+                    f"log q of the guide's own draws of {name!r} is {float(log_q.min()):.3g}, which no density over "
+                    f"{values.dtype} numbers gives: its scale is too wide or too ill-conditioned for them, and the loss is "
+                    "wrong; lr is too high"
+                )
+                raise DivergedError(run.steps, name, detail)
             size = values.abs().amax(0)
             if name in self._start and self._start[name].shape == size.shape:
                 size = torch.maximum(size, self._start[name])
@@ -100,8 +113,15 @@ def _rise(losses: Tensor) -> float:
     return float(medians[-1] - medians[best] - MAX_TRIAL_RISE * (windows[best] - medians[best]).abs().median())
 
 
-def _draws(run: LiveRun) -> dict[str, Tensor]:
-    """Draws of each latent that has a density and reparameterised draws, shape (MONITOR_DRAWS, *shape).
+class _Draws(NamedTuple):
+    """Draws of one latent, shape (MONITOR_DRAWS, *shape), and their log q in nats, shape (MONITOR_DRAWS,)."""
+
+    values: Tensor
+    log_q: Tensor
+
+
+def _draws(run: LiveRun) -> dict[str, _Draws]:
+    """Draws of each latent that has a density and reparameterised draws.
 
     Gradients are recorded as in a step: without them, some guides do more work than a step does.
     """
@@ -109,7 +129,18 @@ def _draws(run: LiveRun) -> dict[str, Tensor]:
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
         traces = [poutine.trace(guide).get_trace(*batch.args, **batch.kwargs) for _ in range(MONITOR_DRAWS)]
     names = [n for n, s in latents(traces[0]).items() if s["fn"].has_rsample and not is_point_mass(s["fn"])]
-    return {name: torch.stack([trace.nodes[name]["value"].detach() for trace in traces]) for name in names}
+    found = {}
+    for name in names:
+        sites = [trace.nodes[name] for trace in traces]
+        with torch.no_grad():
+            log_q = torch.stack([site["fn"].log_prob(site["value"]).sum() for site in sites])
+        found[name] = _Draws(torch.stack([site["value"].detach() for site in sites]), log_q)
+    return found
+
+
+def _log_volume(values: Tensor) -> float:
+    """log of the volume of all numbers of the dtype, over the coordinates of one draw."""
+    return values[0].numel() * (log(2.0) + log(torch.finfo(values.dtype).max))
 
 
 def _range(values: Tensor) -> Tensor:
