@@ -1,4 +1,4 @@
-"""Every test starts from the same global state and must leave it as it was."""
+"""Every test starts from the same global state and must restore it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def fresh_state(monkeypatch, tmp_path_factory):
-    """One state for every test, a cache of its own, and no compiler in the background."""
+    """Resets Pyro's global state, gives the session a cache of its own, and disables background compilation."""
     monkeypatch.setenv("TAUT_CACHE", str(tmp_path_factory.getbasetemp() / "compiled"))
     monkeypatch.setattr(inference.engine.auto, "COMPILATION", math.inf)
     pyro.clear_param_store()

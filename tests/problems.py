@@ -1,4 +1,4 @@
-"""What the contract tests run over: everything in `__all__`, never a list kept by hand."""
+"""The models, families, sources and pairs that the contract tests run over, found through `__all__`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def concrete(module, base):
 
 
 def has_one_vector(model_class):
-    """Whether the only latent is the site "h", a vector of real numbers, or of zeros and ones."""
+    """Whether the only latent is a vector at the site "h", of real numbers or of zeros and ones."""
     model, x = model_class.demo()
     nodes = prune_subsample_sites(poutine.trace(model).get_trace(x)).nodes
     latent = [site for site in nodes.values() if site["type"] == "sample" and not site["is_observed"]]
@@ -34,7 +34,7 @@ def has_one_vector(model_class):
 
 
 ALL_MODELS = concrete(models, Model)
-"""Every model: also those with many latents, or with one that is bounded or discrete."""
+"""Every model, including those with several latents and with bounded or discrete ones."""
 
 MODELS = [m for m in ALL_MODELS if has_one_vector(m)]
 FAMILIES = concrete(guides, Family)
@@ -42,7 +42,7 @@ SOURCES = concrete(guides, guides.Guide)
 
 
 def demo(model_class, seed=0):
-    """The model's demonstration in float64."""
+    """The model and data of `Model.demo`, in float64."""
     model, x = model_class.demo(seed=seed)
     return model.double(), x.double()
 
@@ -54,7 +54,7 @@ def is_discrete(model_class):
 
 
 def fits_together(model_class, source, family=None):
-    """Whether there is such a guide; without a family, whether there is one of some continuous family."""
+    """Whether the source takes this model and family; without a family, whether it takes the model with a continuous one."""
     if issubclass(source, SemiAmortized) and is_discrete(model_class):
         return False
     # On a model without shared latents Structured is Local, step by step (test_hierarchical_guides): no need to run it again.
@@ -72,7 +72,7 @@ def latent_dim(model, x):
 
 
 def build(model, source, family_class, x):
-    """The guide, with a linear encoder if it has one."""
+    """A guide that is set up for x; a source that needs an encoder gets a linear one."""
     family = family_class.demo(latent_dim(model, x))
     options = {"steps": 1, "draws": 2} if issubclass(source, SemiAmortized) else {}
     guide = source(model, family, Linear(), **options) if issubclass(source, Amortized) else source(model, family)
@@ -81,7 +81,7 @@ def build(model, source, family_class, x):
 
 
 def shake(guide, scale, seed):
-    """Random λ: what must hold at every λ is tested where no symmetry helps."""
+    """Adds noise to λ, so that an identity is tested at a λ without symmetries."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in guide.parameters():
@@ -89,7 +89,7 @@ def shake(guide, scale, seed):
 
 
 def is_gaussian(family_class, dim=3):
-    """Whether a family's q is a Gaussian that has a density."""
+    """Whether q is a Gaussian with a density, which a point mass has not."""
     family = family_class.demo(dim).over(dim)
     try:
         models.gaussian.mean_and_covariance(family(family.start()))
@@ -109,12 +109,12 @@ def has_gaussian_posterior(model_class):
 
 
 CONTINUOUS = [m for m in MODELS if not is_discrete(m)]
-"""Those that every guide of Pyro's can serve."""
+"""Models with a vector of real latents, which every autoguide of Pyro takes."""
 SOLVED = [m for m in MODELS if issubclass(m, Tractable)]
 TRACTABLE = [m for m in SOLVED if not is_discrete(m)]
-"""Those whose closed form takes a Gaussian q."""
+"""Tractable models whose closed forms take a Gaussian q."""
 NOT_GAUSSIAN = [m for m in ALL_MODELS if issubclass(m, Tractable) and not has_gaussian_posterior(m)]
-"""Those whose closed form takes a q of the prior's own family, which is not Gaussian."""
+"""Tractable models whose closed forms take a q of the prior's family, which is not Gaussian."""
 GAUSSIAN = [family for family in FAMILIES if is_gaussian(family)]
 SLOW = pytest.mark.slow
 PAIRS = [
@@ -127,7 +127,7 @@ PAIRS = [
 
 
 def has_optimum(model_class, family_class):
-    """Whether the best ELBO of the family on this model's demonstration has a closed form."""
+    """Whether the family's best ELBO on `model_class.demo()` has a closed form."""
     dim = latent_dim(*demo(model_class))
     return family_class.demo(dim).over(dim).blocks() is not None
 
@@ -136,11 +136,11 @@ OPTIMA = [(m, f) for m in TRACTABLE for f in GAUSSIAN if has_optimum(m, f)]
 
 
 def few(model_classes):
-    """Parameters of a test that `make test` runs on the first local and the first global model alone."""
+    """Test parameters of which `make test` runs the first local and the first global model; the others are slow."""
     quick = [next((m for m in model_classes if issubclass(m, LocalModel) == local), None) for local in (False, True)]
     return [pytest.param(m, marks=() if m in quick else SLOW) for m in model_classes]
 
 
 FIXED_PAIRS = [pair for pair in PAIRS if not list(pair.values[0].demo()[0].parameters())]
-"""Those whose model a fit does not change."""
+"""Pairs whose model has nothing to learn."""
 PAIRS_WITH_OPTIMUM = [pair for pair in FIXED_PAIRS if (pair.values[0], pair.values[2]) in OPTIMA]

@@ -21,7 +21,7 @@ PACKAGES = ("models", "guides", "inference")
 
 
 class Recipe(NamedTuple):
-    """What CONTRIBUTING.md says of one kind of extension."""
+    """The instructions and the example that CONTRIBUTING.md gives for one kind of extension."""
 
     path: str
     """The example's file, such as models/gamma_exponential.py."""
@@ -121,7 +121,7 @@ CONTRACTS = {
     "start": "tests/test_starting.py",
     "bound": "tests/test_evidence.py",
 }
-"""Where the contract tests of each kind are."""
+"""The test files that hold the contract tests of each kind."""
 
 
 def test_the_contract_tests_find_the_examples_and_pass(copy):

@@ -1,4 +1,4 @@
-"""The exact answers of every model agree with each other, and the checks see one wrong answer in any kind of model."""
+"""The exact answers of every model agree with each other, and the checks find a single wrong answer in any kind of model."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_wrong_answer_is_seen(model_class, mistake):
 
 
 def kind(model_class):
-    """What makes one model's exact answers different in kind from another's."""
+    """A name for the kind of exact answers that a model gives."""
     if issubclass(model_class, Target):
         return "target"
     if not hasattr(model_class, "posterior"):

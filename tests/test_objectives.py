@@ -39,7 +39,7 @@ from models import FactorAnalysis, GaussianMean, LocalGaussian, LocalModel
 EXPORTS = [getattr(objectives, name) for name in objectives.__all__]
 ALL = [export for export in EXPORTS if inspect.isclass(export) and dataclasses.is_dataclass(export)]
 OBJECTIVES = [cls for cls in ALL if dataclasses.fields(cls)]
-"""Those that draw; AnalyticELBO has nothing to draw, and a test of its own."""
+"""Objectives that draw. AnalyticELBO does not; it has a test of its own."""
 CONTINUOUS = [cls for cls in OBJECTIVES if cls is not Enumerated]
 ELBOS = [cls for cls in CONTINUOUS if cls.estimates_elbo]
 BOUNDS = [cls for cls in CONTINUOUS if not cls.estimates_elbo]

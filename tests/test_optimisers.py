@@ -56,7 +56,7 @@ SOLVERS = [e for e in EXPORTS if inspect.isclass(e) and issubclass(e, Solver) an
 FIXED = [m for m in TRACTABLE if not list(demo(m)[0].parameters())]
 """Models with nothing to learn: their posterior is a fixed target."""
 EXACT = 1e-6
-"""Nats, from the issue: exact on Gaussian targets."""
+"""Nats. Solvers must be as exact as this on Gaussian targets."""
 
 
 def source(model_class):
@@ -213,7 +213,7 @@ def is_natural(pair):
 
 
 def global_state(guide):
-    """All that a fit might leave altered, as comparable values."""
+    """The global state that a fit could change, as comparable values."""
     store = pyro.get_param_store()
     numpy_state = np.random.get_state()
     return {
@@ -235,7 +235,7 @@ class TestFixedDraws:
     @pytest.mark.slow
     @pytest.mark.parametrize(("model_class", "source", "family"), [slow_where_singular(p) for p in PAIRS_WITH_OPTIMUM])
     def test_finds_the_best_of_every_gaussian_family(self, model_class, source, family):
-        """Also where the posterior is not in the family, and through an encoder."""
+        """Includes families without the posterior, and encoders."""
         model, x = demo(model_class)
         guide = build(model, source, family, x)
         best = best_elbo(model, guide.family, x).sum()
@@ -328,7 +328,7 @@ class TestFixedDraws:
 class TestLinearResponse:
     @pytest.mark.parametrize("model_class", [GaussianMean, LinearRegression])
     def test_is_exact_for_a_gaussian_target(self, model_class):
-        """Also the correlations and variances that a mean field does not have."""
+        """Includes the correlations and variances that the mean field lacks."""
         model, x = demo(model_class)
         guide = build(model, Global, MeanField, x)
         fit(model, guide, x, steps=50, optimiser=NaturalGradient())
@@ -415,7 +415,7 @@ def rules_by(model, states, *, seed, x=None):
 
 
 def centred_start(model, x, *, loc=None):
-    """What `centred` finds, what it has to beat, and −ELBO there."""
+    """The state that `centred` returns, the −ELBO that it must beat, and the −ELBO there."""
     with isolated(0):
         guide = Global(model, FullRank())
         guide.setup(x)
@@ -429,7 +429,7 @@ class TestNaturalGradient:
     @pytest.mark.slow
     @pytest.mark.parametrize(("model_class", "source", "family"), [p for p in PAIRS_WITH_OPTIMUM if is_natural(p)])
     def test_finds_the_best_of_its_families_in_few_steps(self, model_class, source, family):
-        """Also where the posterior is not in the family, however strong its correlations. One step may be to a mode that is no
+        """Includes families without the posterior, however strong its correlations. One step may be to a mode that is no
         better than the start, as where it is one of many data; one finds that nothing is left."""
         model, x = demo(model_class)
         guide = build(model, source, family, x)
@@ -521,7 +521,7 @@ class TestNaturalGradient:
 
     @pytest.mark.slow
     def test_points_of_one_q_tell_of_another(self):
-        """Of a quartic, whose expectations are known: unbiased within 5 SE for a line that is given, though the points are not
+        """A quartic, whose expectations are known: unbiased within 5 SE for a line that is given, though the points are not
         if they count alike."""
 
         def model(x):
@@ -554,7 +554,7 @@ class TestNaturalGradient:
         assert abs(mean[2] - exact[0]) > 5 * se[2]
 
     def test_points_far_away_are_forgotten(self):
-        """Those of a q that the last one does not meet; those of a near one are kept. A Gaussian's tell all the same."""
+        """Points of a distant q are dropped, points of a near q are kept. Both give the exact slopes of a Gaussian target."""
         model, x = demo(LinearRegression)
         posterior = dist.MultivariateNormal(*mean_and_covariance(model.posterior(x)))
         near = GaussianState.of(posterior, FullRank().over(len(posterior.loc)))
@@ -765,7 +765,7 @@ class TestPathfinder:
 
     @pytest.mark.parametrize("family", [MeanField, FullRank])
     def test_comes_near_the_best(self, family):
-        """Where Σ is full, no closer than its family can be; and it is no worse than a tenth of a nat for three latents."""
+        """Never above the family's best ELBO, and within a tenth of a nat of it for three latents."""
         model, x = demo(LinearRegression)
         guide = build(model, Global, family, x)
         best = best_elbo(model, guide.family, x)
