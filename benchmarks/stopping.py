@@ -36,7 +36,7 @@ from models.gaussian import moments
 
 WITHIN = 0.05
 """Nats: a run whose KL to the family's best is below this has reached it."""
-LONG = FixedDraws(draws=256, tolerance=1e-3, most=4096)
+LONG = FixedDraws(draws=256, tolerance=1e-3, max_draws=4096)
 """The long run where no algebra gives the best."""
 
 

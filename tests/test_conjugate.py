@@ -1,4 +1,4 @@
-"""Conjugate models that are not Gaussian: the identities of every Tractable model, and the closed forms special to one."""
+"""Conjugate models other than Gaussians: the identities of all Tractable models, and the closed forms of single ones."""
 
 import pyro
 import pyro.distributions as dist
@@ -44,9 +44,9 @@ def test_two_routes_to_the_elbo_agree(cls):
     for _ in range(20):
         q = random_q(model, x)
         torch.testing.assert_close(analytic_elbo(model, q, x), evidence_minus_kl(model, q, x), atol=ATOL, rtol=ATOL)
-    # The check has power: a posterior of other data breaks the identity.
-    shifted = evidence_minus_kl(model, random_q(model, x), x) - analytic_elbo(model, q, x.flip(0))
-    assert not torch.allclose(shifted, torch.zeros(()), atol=1e-3)
+    # The check can fail: with the posterior of other data the identity does not hold.
+    other = cls.demo(seed=2)[1]
+    assert not torch.allclose(analytic_elbo(model, q, x), evidence_minus_kl(model, q, other), atol=1e-3)
 
 
 @pytest.mark.parametrize("cls", CONJUGATE)
@@ -128,7 +128,7 @@ def test_draws_of_the_normal_gamma_distribution_match_its_density():
     h = q.sample((20000,))
     for draws, mean in ((h[:, 0], 0.5), (h[:, 1], 2.0)):
         assert abs(draws.mean() - mean) < 5 * draws.std() / 20000**0.5
-    # E[density ratio] = 1 against another member, which only holds if log_prob and sample belong together.
+    # The density ratio to another member has mean 1, but only if log_prob and sample agree.
     p = NormalGammaDistribution(*torch.tensor([0.4, 2.5, 3.5, 1.7]))
     ratio = (p.log_prob(h) - q.log_prob(h)).exp()
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / 20000**0.5
