@@ -107,7 +107,7 @@ def test_draws_of_the_normal_gamma_distribution_match_its_density():
     h = q.sample((20000,))
     for draws, mean in ((h[:, 0], 0.5), (h[:, 1], 2.0)):
         assert abs(draws.mean() - mean) < 5 * draws.std() / 20000**0.5
-    # E[density ratio] = 1 against another member, which only holds if log_prob and sample belong together.
+    # The density ratio to another member has mean 1, but only if log_prob and sample agree.
     p = NormalGammaDistribution(*torch.tensor([0.4, 2.5, 3.5, 1.7]))
     ratio = (p.log_prob(h) - q.log_prob(h)).exp()
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / 20000**0.5

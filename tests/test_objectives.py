@@ -1,4 +1,4 @@
-"""Every objective: its value and gradient against what they say they estimate, by algebra, quadrature or enumeration."""
+"""Value and gradient of every objective against the quantities they estimate, by algebra, quadrature or enumeration."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def z_scores(found, truth):
 
 
 def assert_unbiased(found, value, gradient, *, wrong=1.0):
-    """Within 5 standard errors of the truth, along the gradient and along a random direction; and no longer so if the value
-    is off by 20 % of itself, or the gradient by the factor 1 + `wrong`."""
+    """Estimates lie within 5 standard errors of the truth, along the gradient and along a random direction. They do not if
+    the value is off by 20 %, or the gradient by the factor 1 + `wrong`."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(gradient), generator=generator, dtype=gradient.dtype) / len(gradient) ** 0.5
     directions = torch.stack([gradient / gradient.norm(), noise], 1)
@@ -93,7 +93,7 @@ class TestContract:
     @SLOW
     @pytest.mark.parametrize("cls", CONTINUOUS)
     def test_can_be_captured(self, cls):
-        """As aten ops, with the noise of a seed as the only other input: the graph gives value and gradient of the call."""
+        """As aten ops, with the random state as the only other input: the graph gives value and gradient of the call."""
         x = torch.tensor([0.3, -1.0, 2.0])
 
         def model(x):
@@ -191,7 +191,7 @@ class TestZeroAtThePosterior:
 
     @pytest.mark.parametrize("objective", [StickingTheLanding(), DReG()])
     def test_where_one_draw_depends_on_another(self, objective):
-        """The guide draws the second latent given the first: the path through the first must not be taken for score."""
+        """The guide draws the second latent given the first: the path through the first is no part of the score."""
         x = torch.tensor(1.5).double()
         lam = torch.tensor([0.5, 1 / 3, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
         scale = torch.tensor([2 / 3, 0.5], dtype=torch.float64).sqrt()
@@ -237,12 +237,11 @@ NODES, NODE_WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.hermite_e.herm
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
 
 
-def expected(objective, log_p, q, k=2):
-    """The exact loss of k = 2 draws from the one-dimensional Gaussian q, by quadrature; differentiable as the surrogate is.
+def expected(objective, log_p, q):
+    """The exact loss of K = 2 draws from the one-dimensional Gaussian q, by quadrature, and a surrogate to differentiate.
 
     `log_p` maps h, shape (M, N), to log p(x, h), shape (M, N) or, with N = 1, (M, 1); `q` is Normal with batch shape (N,).
     """
-    assert k == 2
     h = q.mean + q.stddev * NODES.unsqueeze(-1)
     if isinstance(objective, ReweightedWakeSleep):
         h = h.detach()
@@ -280,7 +279,7 @@ class TestBounds:
     @pytest.mark.parametrize("looped", [False, True])
     @pytest.mark.parametrize("cls", BOUNDS)
     def test_per_datum(self, cls, looped):
-        """`looped` hides what the pair is, so that each draw is a run of its own."""
+        """`looped` hides the type of the guide, so that each draw is a separate run."""
         model, guide, x, log_p = self.local_problem()
         objective = cls(draws=2)
         parameters = [*model.parameters(), *guide.parameters()]
@@ -334,8 +333,8 @@ class TestBounds:
         with torch.no_grad():
             evidence = float(model.log_evidence(x).sum())
         means, errors = [], []
-        for k in (1, 2, 5, 20, 100):
-            found = -sample(IWAE(k), model, guide, x, list(guide.parameters()), draws=200)[:, 0]
+        for draws in (1, 2, 5, 20, 100):
+            found = -sample(IWAE(draws), model, guide, x, list(guide.parameters()), draws=200)[:, 0]
             means.append(float(found.mean()))
             errors.append(float(found.std()) / len(found) ** 0.5)
         for i in range(1, len(means)):
@@ -386,7 +385,7 @@ class Mixture(torch.nn.Module):
         log_p, log_q = self.densities()
         return (log_q.exp() * (log_p - log_q)).sum()
 
-    def bound(self, k=2):
+    def bound(self):
         """IWAE's bound of two draws, summed over the four outcomes."""
         log_p, log_q = self.densities()
         log_w = log_p - log_q
@@ -404,7 +403,7 @@ class TestDiscrete:
         found = sample(Enumerated(), mixture.model, mixture.guide, mixture.x, list(mixture.parameters()), draws=2)
         torch.testing.assert_close(found, truth.expand(2, -1), atol=1e-10, rtol=0.0)
 
-    def test_enumerated_marginalises_what_the_guide_leaves_out(self):
+    def test_enumerated_marginalises_latents_that_the_guide_leaves_out(self):
         mixture = Mixture()
         exact = -mixture.densities()[0].logsumexp(0).sum()
         gradient = torch.autograd.grad(exact, mixture.loc)[0]
@@ -473,7 +472,7 @@ def flow_guide(model, x):
 class TestBadInput:
     @staticmethod
     def assert_refused(objective, model, guide, x, **kwargs):
-        """An error that names objectives which then work."""
+        """The error names objectives, and these work."""
         with isolated(0), pytest.raises(ValueError, match=type(objective).__name__) as error:
             objective(model, guide, (x,), kwargs)
         advice = str(error.value).split(": use ")[1]
@@ -528,11 +527,10 @@ class TestBadInput:
 
     @pytest.mark.parametrize("cls", OBJECTIVES)
     def test_number_of_draws(self, cls):
-        name = next(f.name for f in dataclasses.fields(cls) if f.name == "draws")
         with pytest.raises(ValueError, match="must be at least"):
-            cls(**{name: 0})
+            cls(draws=0)
         with pytest.raises(TypeError, match="must be an integer"):
-            cls(**{name: 2.0})
+            cls(draws=2.0)
 
     def test_order_of_renyi(self):
         with pytest.raises(ValueError, match="TraceELBO"):

@@ -1,4 +1,4 @@
-"""Solvers find the best λ by themselves: exactly where the target is Gaussian, within their own error elsewhere."""
+"""Solvers find the best λ: exactly for a Gaussian target, else within the error that they report."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from inference.optimisers import (
     Pathfinder,
     Solution,
     Solver,
-    Target,
+    SolverTask,
     linear_response,
     weighted_rules,
 )
 from inference.optimisers.fixed_draws import SampleAverage, _matched
 from inference.optimisers.gaussian_state import GaussianState
 from inference.optimisers.mode import centred
-from inference.optimisers.natural_gradient import _moved
+from inference.optimisers.natural_gradient import _stepped
 from inference.optimisers.pathfinder import _diagonal, _inverse_hessian
 from inference.optimisers.spherical_rules import SphericalRules
 from inference.optimisers.weighted_rules import WeightedRules
@@ -54,7 +54,7 @@ from models.gaussian import mean_and_covariance
 EXPORTS = [getattr(optimisers, name) for name in optimisers.__all__]
 SOLVERS = [e for e in EXPORTS if inspect.isclass(e) and issubclass(e, Solver) and not inspect.isabstract(e)]
 FIXED = [m for m in TRACTABLE if not list(demo(m)[0].parameters())]
-"""Models with nothing to learn: their posterior is a fixed target."""
+"""Models with nothing to learn, whose posterior is a fixed target."""
 EXACT = 1e-6
 """Nats. Solvers must be as exact as this on Gaussian targets."""
 
@@ -153,7 +153,7 @@ class TestContract:
         assert torch.equal(found[0], found[2]) != draws_at_random(cls, model, build(model, Global, FullRank, x), x)
 
     def test_takes_at_most_so_many_steps(self, cls):
-        """And the same ones, however many are allowed."""
+        """The steps do not depend on how many are allowed."""
         count = CountRate()
         require(cls, count, count.x)
         found = {}
@@ -166,7 +166,7 @@ class TestContract:
             assert torch.equal(found[steps], found[300][:steps])
 
     def test_leaves_no_global_state_altered(self, cls):
-        """Neither after a fit nor after one that diverges."""
+        """After a successful fit and after one that diverges."""
 
         def broken(x):
             h = pyro.sample("h", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -200,7 +200,7 @@ class TestContract:
 
 
 def slow_where_singular(pair):
-    """An encoder of more numbers than a low-rank covariance needs has a singular Hessian, on which Newton takes long."""
+    """An encoder with more outputs than a low-rank covariance needs has a singular Hessian, which slows Newton's method."""
     _, source, family = pair.values
     marks = [*pair.marks, *([pytest.mark.slow] if source is Amortized and family is LowRank else [])]
     return pytest.param(*pair.values, id=pair.id, marks=marks)
@@ -283,7 +283,7 @@ class TestFixedDraws:
             with isolated(seed):
                 guide = Global(count, FullRank())
                 guide.setup(count.x)
-                target = Target(count, guide, (count.x,), list(guide.parameters()))
+                target = SolverTask(count, guide, (count.x,), list(guide.parameters()))
                 average = SampleAverage(target, 10)
                 found = minimize(average.value_and_gradient, average.start(), jac=True, tol=1e-10)
                 costs.append(average.cost_of_noise(found.x)[0])
@@ -302,7 +302,7 @@ class TestFixedDraws:
         ends = {}
         for most, steps in ((4096, 500), (8, 500), (4096, 2)):
             done = fit(
-                count, Global(count, FullRank()), count.x, steps=steps, optimiser=FixedDraws(4, tolerance=1e-3, most=most)
+                count, Global(count, FullRank()), count.x, steps=steps, optimiser=FixedDraws(4, tolerance=1e-3, max_draws=most)
             )
             ends[most, steps] = done.stop
         assert ends[4096, 500].converged
@@ -342,7 +342,7 @@ class TestLinearResponse:
 
     @pytest.mark.slow
     def test_a_skewed_target(self):
-        """Against the derivative of the best mean with respect to the model's tilt, by solving twice."""
+        """Against the derivative of the best mean in the tilt t · h of log p, as a difference of two solutions."""
         count = CountRate()
         guide = Global(count, MeanField())
         fit(count, guide, count.x, steps=100, optimiser=NaturalGradient())
@@ -369,7 +369,7 @@ class TestLinearResponse:
 class TestBatchAndMatch:
     @pytest.mark.slow
     def test_reaches_its_own_fixed_point(self):
-        """E_q[∇ log p] = 0 and Var_q[∇ log p] = 1 / Var q, here solved by quadrature; not the optimum of the ELBO."""
+        """E_q[∇ log p] = 0 and Var_q[∇ log p] = 1 / Var q, solved by quadrature. This is not the optimum of the ELBO."""
         count = CountRate()
         nodes, mass = np.polynomial.hermite_e.hermegauss(60)
         mass = mass / mass.sum()
@@ -402,12 +402,12 @@ class TestBatchAndMatch:
 
 
 def rules_by(model, states, *, seed, x=None):
-    """Rules that these states have drawn."""
+    """Weighted rules drawn by these states in turn."""
     x = torch.zeros(1, dtype=torch.float64) if x is None else x
     with isolated(seed):
         guide = Global(model, FullRank())
         guide.setup(x)
-        rules = WeightedRules(Target(model, guide, (x,), [guide.lam]), GaussianState.of(guide.q(x), guide.family))
+        rules = WeightedRules(SolverTask(model, guide, (x,), [guide.lam]), GaussianState.of(guide.q(x), guide.family))
         for state in states:
             rules.draw(state, 1)
             rules.slopes(state)
@@ -419,7 +419,7 @@ def centred_start(model, x, *, loc=None):
     with isolated(0):
         guide = Global(model, FullRank())
         guide.setup(x)
-        target = Target(model, guide, (x,), [guide.lam])
+        target = SolverTask(model, guide, (x,), [guide.lam])
         at = GaussianState.of(guide.q(x), guide.family)
         at, worst = centred(target, at if loc is None else at._replace(loc=loc))
         return at, worst, WeightedRules(target, at).draw(at, 1)
@@ -451,15 +451,15 @@ class TestNaturalGradient:
             slope = torch.autograd.functional.jacobian(lambda v, f=guide.family: analytic_elbo(model, f(v), x).sum(), lam)
             natural = torch.linalg.solve(fisher, slope)
             at = GaussianState.of(q, guide.family)
-            rules = WeightedRules(Target(model, guide, (x,), [guide.lam]), at)
+            rules = WeightedRules(SolverTask(model, guide, (x,), [guide.lam]), at)
             rules.draw(at, 1)
-            new = _moved(at, rules.slopes(at), 1e-6)
+            new = _stepped(at, rules.slopes(at), 1e-6)
             step = (guide.family.inverse(new.loc, new.root) - lam) / 1e-6
             torch.testing.assert_close(step, natural, atol=1e-3 * float(natural.abs().max()), rtol=0.0)
             assert (step - slope).abs().max() > 0.1 * natural.abs().max()
 
     def test_points_are_exact_for_cubics_and_unbiased(self):
-        """Against closed-form moments of N(0, I); an even power of 4 is where exactness ends."""
+        """Against closed-form moments of N(0, I). Exact to third order, only unbiased for the fourth."""
         torch.manual_seed(0)
         noise, weight = SphericalRules((3,), 4).draw(2)
         assert noise.shape == (17, 3, 4)
@@ -479,8 +479,8 @@ class TestNaturalGradient:
 
     @pytest.mark.slow
     def test_rules_do_better_together(self):
-        """The mean of eight: a quartic's variance is below an eighth of one rule's, beyond 5 SE. A quartic of directions
-        alone, without the pairs of radii, shows the rotations at work."""
+        """The variance of the mean of eight rules is below an eighth of one rule's, beyond 5 SE, for a quartic. A quartic of
+        the directions alone shows the effect of the rotations without that of the pairs of radii."""
         torch.manual_seed(0)
         rules = SphericalRules((1000,), 6)
         found = []
@@ -513,8 +513,8 @@ class TestNaturalGradient:
             torch.zeros(4).double(), torch.diag(torch.tensor([1.6, 1, 1, 1]).double()), torch.ones(4, 4).double()
         )
         errors = []
-        for share in (weighted_rules.SHARE, 1e12):
-            monkeypatch.setattr(weighted_rules, "SHARE", share)
+        for share in (weighted_rules.MIN_SCATTER, 1e12):
+            monkeypatch.setattr(weighted_rules, "MIN_SCATTER", share)
             found = [rules_by(model, [at] * 4, seed=seed).slopes(at).curvature[0, 1:] for seed in range(40)]
             errors.append(torch.stack(found).square().mean())
         assert errors[0] < errors[1] / 20
@@ -539,12 +539,12 @@ class TestNaturalGradient:
         for seed in range(400):
             rules = rules_by(model, drawn, seed=seed)
             assert len(rules.batches) == 2
-            line = weighted_rules._Line(at.loc, torch.zeros_like(at.loc), at.precision)
-            rules.line = line
+            linear = weighted_rules._LinearScore(at.loc, torch.zeros_like(at.loc), at.precision)
+            rules.linear = linear
             slopes = rules.slopes(at)
-            rules.line = line
+            rules.linear = linear
             points = torch.cat([batch.points for batch in rules.batches])
-            rules.logs = weighted_rules._density(at, points)[0]
+            rules.log_mixture = weighted_rules._log_density(at, points)[0]
             alike = rules.slopes(at)
             found.append([slopes.curvature[0, 0], slopes.gradient[0], alike.curvature[0, 0], alike.gradient[0]])
         found = torch.tensor(found)
@@ -567,23 +567,23 @@ class TestNaturalGradient:
             torch.testing.assert_close(slopes.curvature, near.precision, atol=1e-8 * scale, rtol=0.0)
             torch.testing.assert_close(slopes.gradient, torch.zeros_like(near.loc), atol=1e-8 * scale, rtol=0.0)
 
-    def test_points_suffice_for_no_datum_or_for_all(self):
-        """One of five data has moved far away; the state itself is no view of λ."""
+    def test_points_must_suffice_for_every_datum(self):
+        """One of five data has moved far away. The state does not share memory with λ."""
         model, x = demo(LocalGaussian)
         x = x[:5]
         guide = build(model, Local, FullRank, x)
         (lam,) = guide.parameters()
         at = GaussianState.of(guide.q(x), guide.family)
         loc = at.loc.clone()
-        rules = WeightedRules(Target(model, guide, (x,), [lam]), at)
+        rules = WeightedRules(SolverTask(model, guide, (x,), [lam]), at)
         with isolated(0):
             rules.draw(at, 1)
         with torch.no_grad():
             lam.add_(1.0)
         assert torch.equal(at.loc, loc)
-        assert rules.slopes(at, enough=0.9) is not None
+        assert rules.slopes(at, min_rules=0.9) is not None
         loc[0] += 100.0 / at.precision.max() ** 0.5
-        assert rules.slopes(at._replace(loc=loc), enough=0.5) is None
+        assert rules.slopes(at._replace(loc=loc), min_rules=0.5) is None
 
     def test_a_score_that_is_not_finite_is_not_kept(self):
         def model(x):
@@ -598,7 +598,7 @@ class TestNaturalGradient:
 
     @pytest.mark.slow
     def test_knows_the_noise_of_its_points(self):
-        """It claims no less than what noise costs at the optimum, on average, and no more than ten times as much."""
+        """On average the claimed noise is at least the cost of the error at the optimum, and at most ten times as much."""
         count = CountRate()
         best = count.best()
         loc, precision = torch.tensor([best.x[0]]), torch.tensor([[math.exp(-2 * best.x[1])]])
@@ -615,7 +615,7 @@ class TestNaturalGradient:
 
     @pytest.mark.slow
     def test_many_latents_far_narrower_than_the_start(self):
-        """q(z) over the q that has drawn z is e^690 where the start is."""
+        """Without a clamp, q(z) over the q that has drawn z would be e^690 at the start."""
 
         def model(x):
             pyro.sample("h", dist.Normal(torch.zeros(150, dtype=torch.float64), 0.001).to_event(1))
@@ -629,7 +629,7 @@ class TestNaturalGradient:
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", [0, 2])
     def test_a_saddle_is_no_optimum(self, seed):
-        """Two modes along the diagonal, with the start between them, where every point has its opposite."""
+        """Two modes along the diagonal. The start lies between them, and the points are symmetric about it."""
 
         def model(x):
             h = pyro.sample("h", dist.Normal(torch.zeros(2, dtype=torch.float64), 1e3).to_event(1))
@@ -655,7 +655,7 @@ class TestNaturalGradient:
             assert guide.q(torch.zeros(1)).variance < 0.95
 
     def test_starts_at_the_mode_unless_that_is_worse(self):
-        """The mode of a regression, which is far off, in 2 dim + 1 scores; where there is none, in a funnel, the start."""
+        """Finds the far mode of a regression in 2 dim + 1 scores. In a funnel, which has none, the start is better."""
         model, x = demo(LogisticRegression)
         at, worst, nelbo = centred_start(model, x)
         assert nelbo < worst
@@ -736,7 +736,7 @@ class TestNaturalGradient:
 
 class TestPathfinder:
     def test_the_inverse_hessian_is_that_of_l_bfgs(self):
-        """Against BFGS's update in its product form, one move at a time, from the same diagonal."""
+        """Against the product form of the BFGS update, one move at a time, from the same diagonal."""
         torch.manual_seed(0)
         root = torch.randn(6, 6, dtype=torch.float64)
         curvature = root @ root.mT + torch.eye(6).double()
@@ -752,7 +752,7 @@ class TestPathfinder:
         assert (found - diagonal.diag()).abs().max() > 0.1
 
     def test_the_diagonal_part(self):
-        """The diagonal of BFGS's update of the scaled Hessian; a diagonal that is right stays."""
+        """Against the diagonal of the BFGS update of the scaled Hessian. A correct diagonal does not change."""
         old = torch.tensor([0.5, 2.0, 4.0], dtype=torch.float64)
         move = torch.tensor([1.0, -1.0, 0.3], dtype=torch.float64)
         change = torch.tensor([0.4, -2.0, 0.1], dtype=torch.float64)
@@ -776,7 +776,7 @@ class TestPathfinder:
 
     @pytest.mark.slow
     def test_is_a_start(self):
-        """A fit from there begins where one from the default start has not come to."""
+        """A fit from Pathfinder's result begins below the lowest loss of 50 steps from the default start."""
         model, x = LinearRegression.from_dataset(datasets.diabetes())
         model, x = model.double(), x.double()
         guide = Global(model, FullRank())
@@ -815,7 +815,7 @@ class TestPathfinder:
 
 
 class Leaky(Solver):
-    """Alters what it must not."""
+    """A solver that alters global state."""
 
     def check(self, target):
         pass
@@ -859,7 +859,7 @@ class TestBadInput:
     def test_batch_and_match_learns_no_model(self):
         model = FactorAnalysis(torch.nn.Parameter(torch.ones(2, 1)))
         x = model.simulate(5, seed=0)[1]
-        with pytest.raises(ValueError, match="parameters to learn too: use FixedDraws"):
+        with pytest.raises(ValueError, match="other parameters to learn too .*: use FixedDraws"):
             fit(model, Local(model, FullRank()), x, steps=5, optimiser=BatchAndMatch())
 
     def test_fixed_draws_need_gaussian_noise(self):

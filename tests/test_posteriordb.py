@@ -1,4 +1,4 @@
-"""posteriordb: both layouts, damaged files, and every port against the reference draws."""
+"""posteriordb: both folder layouts, damaged files, and every port against the reference draws."""
 
 import json
 import os
@@ -25,7 +25,7 @@ NAME = "eight_schools-eight_schools_centered"
 
 @pytest.fixture
 def folder(tmp_path):
-    """The layout of one folder for each posterior."""
+    """Our own layout: one folder for each posterior."""
     here = tmp_path / "own" / NAME
     here.mkdir(parents=True)
     (here / "data.json").write_text(json.dumps({"J": 3, "y": [1, 2, 3], "sigma": [1, 1, 2]}))
@@ -109,7 +109,7 @@ def test_draws_of_other_dimensions_and_wrong_keys_are_refused(folder):
 
 
 @pytest.mark.parametrize("name", sorted(ports()))
-def test_every_port_runs_under_particles_and_a_global_guide(name):
+def test_every_port_runs_under_a_plate_of_draws_and_a_global_guide(name):
     model, x = ports()[name].demo(seed=1)
     done = fit(model, Global(model, FullRank()), x, steps=3)
     assert elbo(model, done.guide, x, draws=5).total.elbo.isfinite()
@@ -149,7 +149,7 @@ def test_port_at_the_reference_draws(name):
     centre, spread = draws[site].mean(0), draws[site].std(0)
 
     def wrong(x):
-        """The same model whose prior is multiplied by one as wide as the posterior, half a width aside."""
+        """The model times an extra factor for one site: as wide as its posterior and shifted by half that width."""
         with pyro.poutine.trace() as trace:
             model(x)
         value = trace.trace.nodes[site]["value"]
@@ -161,7 +161,7 @@ def test_port_at_the_reference_draws(name):
 @pytest.mark.slow
 @needs_data
 def test_known_traps_fail_the_check():
-    """Mistakes that are easy to make in a port: other priors of eight schools, a variance read as a standard deviation."""
+    """Easy mistakes in a port fail: other priors of eight schools, a variance read as a standard deviation."""
     model, x, entry = problem(DATA, NAME)
     model.mu_scale.fill_(10.0)
     draws = model.latents(entry.reference.quantities())
@@ -181,6 +181,6 @@ def test_draws_agree_with_exact_moments(name):
         pytest.skip("no exact moments")
     flat = entry.reference.draws.flatten(0, 1)
     for position, scalar in enumerate(entry.reference.names):
-        # 2000 effective draws is the least that any entry has.
+        # Every entry has at least 2000 effective draws.
         error = abs(float(flat[:, position].mean()) - entry.exact.mean[scalar]) / entry.exact.sd[scalar]
         assert error < 5 / 2000**0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .base import FromDraws, Loss
 __all__ = ["Averaged"]
 
 
-class Averaged(FromDraws):
+class Averaged(FromDraws, ABC):
     """The mean over `draws` draws of a loss that is computed for each pair of traces, with gradients through the draws."""
 
     def __call__(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loss:

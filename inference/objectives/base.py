@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -46,7 +45,7 @@ class Objective(Protocol):
         """
 
 
-class FromDraws(ABC):
+class FromDraws:
     """Base of the objectives with an option `draws`, the number K of draws of the guide in one estimate."""
 
     estimates_elbo: ClassVar[bool]
@@ -55,9 +54,3 @@ class FromDraws(ABC):
 
     def __post_init__(self) -> None:
         check_draws(self, self.draws, least=self.min_draws)
-
-    @abstractmethod
-    def __call__(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Loss:
-        """Returns one estimate, as described in `Objective`."""

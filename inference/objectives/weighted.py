@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from ..programs.log_weights import LogWeights, pair_log_weights
@@ -15,7 +15,7 @@ Call = tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
 """The arguments of an objective: model, guide, args and kwargs."""
 
 
-class Weighted(FromDraws):
+class Weighted(FromDraws, ABC):
     """A loss computed from the log weights log p(x, h) − log q(h | x) of `draws` draws."""
 
     reparameterised: ClassVar[bool] = True

@@ -1,6 +1,6 @@
-"""Optimisers beyond torch's, for ``fit(optimiser=...)``: solvers with updates of their own, and steps without a rate."""
+"""Optimisers beyond torch's, for ``fit(optimiser=...)``: solvers with their own updates, and steps without a learning rate."""
 
-from .base import Solution, Solver, Target
+from .base import Solution, Solver, SolverTask
 from .batch_and_match import BatchAndMatch
 from .dog import DoG, DoWG, JointStep
 from .fixed_draws import FixedDraws
@@ -18,6 +18,9 @@ __all__ = [
     "Pathfinder",
     "Solution",
     "Solver",
-    "Target",
+    "SolverTask",
     "linear_response",
 ]
+
+Target = SolverTask
+"""The former name of `SolverTask`, kept for solvers that import it; `models.Target` is a density."""

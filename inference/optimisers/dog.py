@@ -1,4 +1,4 @@
-"""Gradient descent without a learning rate: the distance gone so far sets the step."""
+"""Gradient descent without a learning rate: the distance from the start sets the step size."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["DoG", "DoWG", "JointStep"]
 class JointStep(Optimizer):
     """One step size for all parameters, from the distance r_t = max_{s ≤ t} ‖θ_s − θ_0‖ and the gradients g_s so far.
 
-    All of a step is tensor arithmetic on the device of the parameters: nothing is read out, so that it can be captured. The
-    state is θ_0 of each parameter, and r and the sum over s with the first parameter.
+    A step is tensor arithmetic on the device of the parameters and reads no number out, so an engine can capture it. The
+    state holds θ_0 for each parameter; r_t and the sum over s are stored with the first parameter.
 
     Args:
-        params: what to optimise.
-        lr: not used. It is taken because `fit` passes one to every optimiser; a schedule multiplies the step.
-        reach: r_0, as a part of 1 + ‖θ_0‖. It need only be far too small.
+        params: the parameters to optimise.
+        lr: not used; accepted because `fit` passes one to every optimiser. A schedule multiplies the step.
+        reach: r_0 as a fraction of 1 + ‖θ_0‖. Any value far below the distance to the optimum will do.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float | None = None, *, reach: float = 1e-4) -> None:
@@ -32,7 +32,7 @@ class JointStep(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step. Parameters without a gradient stay as they are."""
+        """Takes one step. Parameters without a gradient do not move."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,7 +60,7 @@ class JointStep(Optimizer):
 
     @abstractmethod
     def rate(self, reached: Tensor, gradient: Tensor, total: Tensor) -> Tensor:
-        """The step size from r_t and ‖g_t‖, all of shape (); adds to the `total` over the steps so far."""
+        """The step size from r_t and ‖g_t‖, all of shape (). Adds this step to `total`, the sum over s, in place."""
 
 
 class DoG(JointStep):
@@ -75,7 +75,7 @@ class DoG(JointStep):
 
 
 class DoWG(JointStep):
-    """Distance over weighted gradients: η_t = r_t² / √(Σ_{s ≤ t} r_s² ‖g_s‖²), which forgets the gradients near θ_0.
+    """Distance over weighted gradients: η_t = r_t² / √(Σ_{s ≤ t} r_s² ‖g_s‖²), which discounts gradients near θ_0.
 
     Reference: Khaled, Mishchenko & Jin, "DoWG unleashed: an efficient universal parameter-free gradient descent method"
     (2023), algorithm 1.
@@ -87,5 +87,5 @@ class DoWG(JointStep):
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """The norm of all these tensors as one vector, in the widest of their dtypes."""
+    """The Euclidean norm of all tensors together, in the widest of their dtypes."""
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))

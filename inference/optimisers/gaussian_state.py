@@ -1,4 +1,4 @@
-"""Where a solver that moves a Gaussian stands."""
+"""The state of a solver that moves a Gaussian."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ __all__ = ["GaussianState", "block_mask", "scale_tril"]
 
 
 class GaussianState(NamedTuple):
-    """The mean of q, shape (*batch, dim), and M, shape (*batch, dim, dim), whose blocks are the precision of q."""
+    """A Gaussian q by its mean, shape (*batch, dim), and a matrix M, shape (*batch, dim, dim).
+
+    The precision of q consists of the blocks of M that the family can represent; the other entries of M are not part of q.
+    """
 
     loc: Tensor
     precision: Tensor
+    """M."""
     blocks: Tensor
-    """1 where q has correlations, shape (dim, dim)."""
+    """1 where the family has correlations, else 0, shape (dim, dim)."""
 
     @classmethod
     def of(cls, q: Any, family: Family) -> GaussianState:
@@ -29,7 +33,7 @@ class GaussianState(NamedTuple):
         return cls(loc.clone(), torch.linalg.inv(covariance), block_mask(family, loc))
 
     def minus(self, other: GaussianState) -> GaussianState:
-        """The direction from the other one here."""
+        """The direction from `other` to this state."""
         return GaussianState(self.loc - other.loc, self.precision - other.precision, self.blocks)
 
     @property
@@ -39,17 +43,17 @@ class GaussianState(NamedTuple):
 
     @property
     def entropy(self) -> float:
-        """Of q, in nats; the sum over the batch."""
+        """The entropy of q, in nats, summed over the batch."""
         logs = self.root.diagonal(dim1=-2, dim2=-1).log().sum()
         return float(logs) + 0.5 * self.loc.numel() * (1 + log(2 * pi))
 
     def kl(self, other: GaussianState) -> float:
-        """KL(q ‖ the other q), in nats; the sum over the batch."""
+        """KL(q ‖ q of `other`), in nats, summed over the batch."""
         one, two = (MultivariateNormal(s.loc, precision_matrix=s.precision * s.blocks) for s in (self, other))
         return float(kl_divergence(one, two).sum())
 
     def inner(self, one: GaussianState, other: GaussianState) -> float:
-        """The inner product of two directions in the Fisher information of q, the mean's with the whole M."""
+        """The inner product of two directions in the Fisher information of q, except that the mean's is the whole M."""
         mean = (one.loc.unsqueeze(-2) @ self.precision @ other.loc.unsqueeze(-1)).sum()
         parts = [torch.linalg.solve(self.precision * self.blocks, d.precision * self.blocks) for d in (one, other)]
         return float(mean + 0.5 * (parts[0] * parts[1].mT).sum())
@@ -66,5 +70,5 @@ def block_mask(family: Family, like: Tensor) -> Tensor:
 
 
 def scale_tril(precision: Tensor) -> Tensor:
-    """The Cholesky factor of the covariance, shape (*, dim, dim)."""
+    """The Cholesky factor of the covariance, shape (*batch, dim, dim)."""
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))

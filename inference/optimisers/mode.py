@@ -1,4 +1,4 @@
-"""A start in the middle of the posterior, for few gradients."""
+"""A start at the mode of the posterior, for few gradients."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from torch import Tensor
 
-from .base import Target
+from .base import SolverTask
 from .gaussian_state import GaussianState
 from .scores import Scores
 
 __all__ = ["centred"]
 
 
-def centred(target: Target, at: GaussianState) -> tuple[GaussianState, float]:
-    """The same q around the mode of log p(x, h), as far as L-BFGS comes in some 2 dim + 1 scores; what −ELBO has to beat.
+def centred(task: SolverTask, start: GaussianState) -> tuple[GaussianState, float]:
+    """Moves the mean of q to the mode of log p(x, h), as far as L-BFGS gets in about 2 dim + 1 scores.
 
-    That is −log p at q's mean less the entropy of q: by Jensen's inequality −ELBO of a log-concave posterior is no less at
-    the start, so that with less than that the mode is the better start. A mode no more than dim / 2 nats above the start is
-    not worth a move, for that is what draws of the posterior itself lie below it on average.
+    q stays at the start if log p rises by no more than half a nat for each coordinate: draws of the posterior itself lie that
+    far below the mode on average.
+
+    Returns:
+        q, and an upper limit of −ELBO there, in nats, above which the start is the better q: −log p at the start less the
+        entropy of q. By Jensen's inequality −ELBO at the start is at least that if the posterior is log-concave. The limit is
+        infinite if q was not moved.
     """
-    scores, root = Scores(target, 1), at.root
-    here = at.loc
+    scores, root = Scores(task, 1), start.root
 
-    def value(flat: Any) -> tuple[float, Any]:
-        point = here + (root @ torch.from_numpy(flat.copy()).reshape(here.shape).unsqueeze(-1)).squeeze(-1)
-        log_p, score = scores(point.unsqueeze(0))
+    def point(noise: Any) -> Tensor:
+        return start.loc + (root @ torch.from_numpy(noise.copy()).reshape(start.loc.shape).unsqueeze(-1)).squeeze(-1)
+
+    def value(noise: Any) -> tuple[float, Any]:
+        log_p, score = scores(point(noise).unsqueeze(0))
         return -float(log_p.sum()), -(root.mT @ score[0].unsqueeze(-1)).squeeze(-1).numpy().ravel()
 
-    start = np.zeros(here.numel())
-    first = value(start)[0]
-    found = minimize(value, start, jac=True, method="L-BFGS-B", options={"maxfun": 2 * here.shape[-1] + 1})
-    if not isfinite(found.fun) or first - found.fun < here.numel() / 2:
-        return at, inf
-    moved = here + (root @ torch.from_numpy(found.x).reshape(here.shape).unsqueeze(-1)).squeeze(-1)
-    return at._replace(loc=moved), first - at.entropy
+    origin = np.zeros(start.loc.numel())
+    first = value(origin)[0]
+    found = minimize(value, origin, jac=True, method="L-BFGS-B", options={"maxfun": 2 * start.loc.shape[-1] + 1})
+    if not isfinite(found.fun) or first - found.fun < start.loc.numel() / 2:
+        return start, inf
+    return start._replace(loc=point(found.x)), first - start.entropy

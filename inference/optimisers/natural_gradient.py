@@ -9,207 +9,212 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guides import FullRank, Global, Guide, Local, MeanField
+from guides import FullRank, Global, Local, MeanField
 
 from ..programs.bound import unwrap
 from ..programs.validation import check_count
-from .base import Solution, Solver, Target
+from .base import Solution, Solver, SolverTask, check_only_q, guide_name
 from .gaussian_state import GaussianState
 from .mode import centred
 from .weighted_rules import Slopes, WeightedRules
 
 __all__ = ["NaturalGradient"]
 
-SHRINK = 1 / 16
-"""A step divides no eigenvalue of the precision by more than this: it is far from where its curvature was measured."""
-WORSE = 1.0
-"""Nats by which a step may lose by its own estimate before it is taken back."""
-LEAST_TRUST = 2.0**-12
-SHORTEST, LONGEST = 0.5, 4.0
-"""Rates."""
-ERROR = 0.05
-"""Nats that a step may move q by the error of its points alone."""
-MOVES = 3
-"""Steps between two draws of points, at most."""
-ENOUGH = 0.5
-"""Of the points' worth must be left after a step for one more."""
-PART = 8
-"""An iteration draws one part in so many of the points that are kept."""
-CALM = 5
-"""Iterations over which q must be still at the end."""
+MIN_EIGENVALUE = 1 / 16
+"""Lower bound on the eigenvalues of M' relative to M: a step beyond it would go far from the q at which H was measured."""
+MAX_INCREASE = 1.0
+"""Nats by which −ELBO may rise in a step that is kept: the estimate of a good step may rise by its noise."""
+MIN_TRUST = 2.0**-12
+"""Fraction of a step, reached by six quarterings, at which a step is kept even if −ELBO rises, so that every fit proceeds."""
+MIN_RATE, MAX_RATE = 0.5, 4.0
+"""Barzilai and Borwein's rule is noisy: it may halve a whole step and take four of them at once, no more."""
+MAX_ASYMMETRY = 0.05
+"""Nats per datum by which the error of H alone may move q in one step: small beside `MAX_INCREASE`."""
+MAX_MOVES = 3
+"""Steps between two draws of points: all rest on the same scores, so their errors add up."""
+MIN_EFFICIENCY = 0.5
+"""Fraction of the effective rules that must remain after a step for one more on the same points: else new ones pay off."""
+KEPT_PER_DRAWN = 8
+"""Rules that are kept for each new one in an iteration: their number, and with it the accuracy, grows geometrically."""
+WINDOW = 5
+"""Latest iterations over which the movement of q counts towards the distance."""
 EXACT = 1e-3
-"""Part of the tolerance below which nothing is left to wait for, if that many more points say so:"""
-SURE = 64
+"""Fraction of the tolerance below which the fit ends at once, if `CONFIRMING_POINTS` fresh points confirm the slopes."""
+CONFIRMING_POINTS = 64
+"""Fewer may miss the part of a posterior that is not Gaussian, such as a wall in its tail."""
 TINY = 1e-300
+"""Keeps denominators positive."""
 
 
 @dataclass(frozen=True)
 class NaturalGradient(Solver):
-    r"""Steps along F⁻¹∇ELBO, with the Fisher information F of a Gaussian in closed form: no matrix of λ's size is solved.
+    r"""Steps along F⁻¹∇ELBO with the Fisher information F of a Gaussian in closed form, so that no system in λ is solved.
 
-    In natural parameters the step is one of precision and mean, with g = E_q[∇ log p(x, h)] and H = −E_q[∇² log p(x, h)],
+    A step of rate ρ changes precision and mean. With g = E_q[∇ log p(x, h)] and H = −E_q[∇² log p(x, h)],
 
         M' = (1 − ρ) M + ρ H,    μ' = μ + ρ M'⁻¹ g,    q' = N(μ', (the blocks of M' that the family has)⁻¹).
 
-    The mean moves by the whole M, which is Newton's step on the ELBO, also where the family leaves correlations out. For
-    ρ = 1 and a Gaussian target one step is the optimum. The first mean is the mode of log p(x, h), as far as a few steps of
-    L-BFGS find it, where that is the better start.
+    The mean moves by the whole M, which is Newton's step on the ELBO, also where the family leaves correlations out. For a
+    Gaussian target a single step with ρ = 1 reaches the optimum. The first mean is the mode of log p(x, h), as far as a few
+    steps of L-BFGS find it, if that is the better start.
 
-    Expectations need 2 dim + 1 scores ∇ log p an iteration and no second derivatives: H = E_q[Σ⁻¹ (μ − z) ∇ log p(x, z)ᵀ].
-    They are over the points of all iterations that still tell something of this q, reweighted to it (`WeightedRules`): the
-    noise falls as in an average over iterations, and q's own way does not bias it. The same points serve up to three steps,
-    for as long as they are worth half of what they were.
+    An iteration takes at least 2 dim + 1 scores ∇ log p and no second derivatives: H = E_q[Σ⁻¹ (μ − z) ∇ log p(x, z)ᵀ].
+    Expectations are over the points of all iterations that are still informative about q, reweighted to it
+    (`WeightedRules`): the noise falls as in an average over iterations, without a bias from earlier q. The same points serve
+    up to `MAX_MOVES` steps, as long as half of their effective number remains.
 
-    ρ is the part of the step after which nothing would be left along the last direction, by how much of that is left now
-    (Barzilai & Borwein's rule), between ½ and 4; less as long as the error of the points is large. A step that loses more
-    than a nat is taken back, and a quarter of it tried. It ends when the noise of the points, the step that is left, and the
-    KL that q has moved in the last five iterations are below `tolerance` together: the distance that the fit claims. That
-    can be too small where a posterior has tails that its points rarely meet, such as a centred hierarchy: reparametrise it,
-    or lower the tolerance.
+    ρ follows Barzilai & Borwein's rule between `MIN_RATE` and `MAX_RATE`: the rate that, by the change of direction since the
+    last step, would have left nothing along that direction. It is lower while the error of the points is large. A step that
+    raises −ELBO by more than `MAX_INCREASE` is undone, and a quarter of it tried.
 
-    For ``Global`` or, each datum by itself, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to learn.
+    The fit ends when the sum of three terms is below `tolerance`, in nats: the noise of the points, the remaining step, and
+    the KL between q now and `WINDOW` iterations ago. This sum is the distance that the fit reports. It can be too small where
+    points rarely meet the tails of a posterior, as in a centred hierarchy: reparametrise the model, or lower the tolerance.
+
+    For ``Global`` or, for each datum separately, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to
+    learn.
 
     Args:
-        tolerance: nats of the ELBO to the best, in total over all data.
-        most: scores that an iteration may take, if one rule needs no more.
+        tolerance: distance to the best ELBO, in nats, in total over all data.
+        max_scores: number of scores that an iteration may take, unless a single rule needs more.
 
     Reference: Khan & Rue, "The Bayesian learning rule" (2023), equations 12 and 13; Opper & Archambeau, "The variational
     Gaussian approximation revisited" (2009); Barzilai & Borwein, "Two-point step size gradient methods" (1988).
     """
 
     tolerance: float = 0.01
-    most: int = 4096
+    max_scores: int = 4096
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
             raise ValueError(f"NaturalGradient: tolerance must be positive, but is {self.tolerance}.")
-        check_count(most=self.most)
+        check_count(max_scores=self.max_scores)
 
-    def check(self, target: Target) -> None:
-        guide = unwrap(target.guide)
-        known = isinstance(guide, (Global, Local)) and isinstance(guide.family, (MeanField, FullRank))
-        family = f"({type(guide.family).__name__})" if isinstance(guide, Guide) else ""
-        if not known:
+    def check(self, task: SolverTask) -> None:
+        guide = unwrap(task.guide)
+        applies = isinstance(guide, (Global, Local)) and isinstance(guide.family, (MeanField, FullRank))
+        if not applies:
             raise ValueError(
                 "NaturalGradient has the Fisher information of MeanField, FullRank and Blocks in closed form, for Global and "
-                f"Local, but the guide is {type(guide).__name__}{family}: use torch's Adam with StickingTheLanding or "
-                "TraceELBO, which take any guide, or FixedDraws, which takes any Gaussian one."
+                f"Local, but the guide is {guide_name(guide)}: use torch's Adam with StickingTheLanding or TraceELBO, which "
+                "take any guide, or FixedDraws, which takes any Gaussian one."
             )
-        if len(target.parameters) != 1:
-            raise ValueError(
-                "NaturalGradient moves one q alone, but this pair has other parameters to learn too (of the model, or of "
-                "shared latents): use FixedDraws or torch's Adam."
-            )
+        check_only_q(self, task)
 
-    def solve(self, target: Target, *, steps: int) -> Solution:
-        self.check(target)
-        guide: Any = unwrap(target.guide)
-        start = GaussianState.of(guide.q(target.args[0]), guide.family)
-        most = max(1, self.most // (2 * start.loc.shape[-1]))
+    def solve(self, task: SolverTask, *, steps: int) -> Solution:
+        self.check(task)
+        guide: Any = unwrap(task.guide)
+        start = GaussianState.of(guide.q(task.args[0]), guide.family)
+        max_rules = max(1, self.max_scores // (2 * start.loc.shape[-1]))
         data = start.loc[..., 0].numel()
-        known = WeightedRules(target, start)
-        walk = _Walk(known)
-        at, worst = centred(target, start)
-        base, trust = start, 1.0
-        past: list[GaussianState] = []
+        rules = WeightedRules(task, start)
+        walk = _Walk(rules)
+        q, max_nelbo = centred(task, start)
+        kept, trust = start, 1.0
+        recent: list[GaussianState] = []
         losses: list[float] = []
         for _ in range(steps):
-            nelbo = known.draw(at, min(most, max(1, known.rules // PART)))
-            if not nelbo <= worst and trust > LEAST_TRUST:
+            nelbo = rules.draw(q, min(max_rules, max(1, rules.rules // KEPT_PER_DRAWN)))
+            if not nelbo <= max_nelbo and trust > MIN_TRUST:
                 if isfinite(nelbo):
-                    known.undo()
-                losses.append(losses[-1] if losses else worst)
-                if not known.batches:
-                    at, worst = base, inf
+                    rules.undo()
+                losses.append(losses[-1] if losses else max_nelbo)
+                if not rules.batches:
+                    q, max_nelbo = kept, inf
                     continue
                 trust /= 4
-                walk.before = None
-                at = walk.on(base, trust, moves=1)
+                walk.direction = None
+                q = walk.moved(kept, trust, moves=1)
             elif not isfinite(nelbo):
                 return Solution.diverged(losses)
             else:
                 losses.append(nelbo)
-                base, trust = at, min(1.0, 2 * trust)
-                at = walk.on(base, trust, moves=MOVES)
-            worst = losses[-1] + WORSE if walk.length > WORSE else inf
+                kept, trust = q, min(1.0, 2 * trust)
+                q = walk.moved(kept, trust, moves=MAX_MOVES)
+            max_nelbo = losses[-1] + MAX_INCREASE if walk.length > MAX_INCREASE else inf
             with torch.no_grad():
-                target.parameters[0].copy_(guide.family.inverse(at.loc, at.root))
-            past = [*past[1 - CALM :], base]
-            still = max(walk.left, walk.length) < EXACT * self.tolerance
-            if still and isfinite(known.draw(at, ceil(SURE / at.loc.shape[-1]))) and known.surprise < self.tolerance:
-                return Solution.met(losses, walk.left / data)
-            if len(past) == CALM and (distance := walk.left + at.kl(past[0])) < self.tolerance:
-                if (lower := _off_saddle(at, walk.slopes)) is None:
+                task.parameters[0].copy_(guide.family.inverse(q.loc, q.root))
+            recent = [*recent[1 - WINDOW :], kept]
+            exact = max(walk.remaining, walk.length) < EXACT * self.tolerance
+            if exact and isfinite(rules.draw(q, ceil(CONFIRMING_POINTS / q.loc.shape[-1]))) and rules.misfit < self.tolerance:
+                return Solution.met(losses, walk.remaining / data)
+            if len(recent) == WINDOW and (distance := walk.remaining + q.kl(recent[0])) < self.tolerance:
+                if (lower := _off_saddle(q, walk.slopes)) is None:
                     return Solution.met(losses, distance / data)
-                at, past = lower, []
+                q, recent = lower, []
         return Solution.ran_out(losses)
 
 
 class _Walk:
-    """Steps of q on the points that are known.
+    """Steps of q with the points that are kept.
 
     Attributes:
-        slopes, before: the last ones, and the last direction or None.
-        length: of the last steps, Σ |step|² in the Fisher information.
-        left: nats to the best that the noise of the points leaves, and the steps that are not taken yet.
+        slopes: at the start of the last step.
+        direction: of the last step with ρ = 1, or None.
+        length: of the last steps, Σ |step|² in the Fisher information, in nats.
+        remaining: estimated nats to the optimum: the cost of the points' noise plus the steps not yet taken.
     """
 
     slopes: Slopes
 
-    def __init__(self, known: WeightedRules) -> None:
-        self.known = known
-        self.before: GaussianState | None = None
+    def __init__(self, rules: WeightedRules) -> None:
+        self.rules = rules
+        self.direction: GaussianState | None = None
         self.rate = self.step = 1.0
-        self.length = self.left = inf
+        self.length = self.remaining = inf
 
-    def on(self, at: GaussianState, trust: float, *, moves: int) -> GaussianState:
-        """Where q is after so many steps, or fewer if the points are not worth enough there."""
-        self.length = enough = 0.0
-        for again in range(moves):
-            slopes = self.known.slopes(at, enough=enough)
+    def moved(self, q: GaussianState, trust: float, *, moves: int) -> GaussianState:
+        """q after at most `moves` steps, each times `trust`; fewer if too few effective rules remain."""
+        self.length = min_rules = 0.0
+        for move in range(moves):
+            slopes = self.rules.slopes(q, min_rules=min_rules)
             if slopes is None:
                 break
-            self.slopes, enough = slopes, ENOUGH * slopes.effective
-            direction = _moved(at, slopes, 1.0).minus(at)
-            length = at.inner(direction, direction)
-            if self.before is not None and (again or length < at.inner(self.before, self.before)):
-                self._adapt(at, direction, self.before)
-            self.step = min(self.rate, (ERROR / (slopes.error + TINY)) ** 0.5) * trust
+            self.slopes, min_rules = slopes, MIN_EFFICIENCY * slopes.effective_rules
+            direction = _stepped(q, slopes, 1.0).minus(q)
+            length = q.inner(direction, direction)
+            if self.direction is not None and (move or length < q.inner(self.direction, self.direction)):
+                self._adapt_rate(q, direction, self.direction)
+            self.step = min(self.rate, (MAX_ASYMMETRY / (slopes.asymmetry + TINY)) ** 0.5) * trust
             self.length += length * self.step**2
-            self.left = slopes.noise * max(1.0, self.rate**2) + length * self.rate**2 / 2
-            at, self.before = _moved(at, slopes, self.step), direction
-        return at
+            self.remaining = slopes.noise * max(1.0, self.rate**2) + length * self.rate**2 / 2
+            q, self.direction = _stepped(q, slopes, self.step), direction
+        return q
 
-    def _adapt(self, at: GaussianState, direction: GaussianState, before: GaussianState) -> None:
-        left = at.inner(direction, before) / (at.inner(before, before) + TINY)
-        self.rate = max(SHORTEST, min(LONGEST, self.step / (1 - left))) if left < 1 else LONGEST
+    def _adapt_rate(self, q: GaussianState, direction: GaussianState, before: GaussianState) -> None:
+        """Barzilai and Borwein's rule, from the fraction of the last direction that is left after its step."""
+        left = q.inner(direction, before) / (q.inner(before, before) + TINY)
+        self.rate = max(MIN_RATE, min(MAX_RATE, self.step / (1 - left))) if left < 1 else MAX_RATE
 
 
-def _moved(at: GaussianState, slopes: Slopes, rate: float) -> GaussianState:
-    """The step; an eigenvalue of M'M⁻¹ that is negative counts as positive, for a step uphill is none."""
-    root, values, vectors = _relative(at, slopes)
+def _stepped(q: GaussianState, slopes: Slopes, rate: float) -> GaussianState:
+    """q after one step. The eigenvalues of M' relative to M are interpolated linearly up to ρ = 1, geometrically beyond.
+
+    Their absolute values are taken, so that the mean also ascends along directions of negative curvature.
+    """
+    root, values, vectors = _relative(q, slopes)
     values = 1 - rate + rate * values if rate <= 1 else values.abs() ** rate
-    values, turned = values.abs().clamp(min=SHRINK), root @ vectors
+    values, turned = values.abs().clamp(min=MIN_EIGENVALUE), root @ vectors
     precision = (turned * values.unsqueeze(-2)) @ turned.mT
     inverse = torch.linalg.solve_triangular(root.mT, vectors, upper=True)
     newton = (inverse / values.unsqueeze(-2)) @ (inverse.mT @ slopes.gradient.unsqueeze(-1))
-    return at._replace(loc=at.loc + rate * newton.squeeze(-1), precision=(precision + precision.mT) / 2)
+    return q._replace(loc=q.loc + rate * newton.squeeze(-1), precision=(precision + precision.mT) / 2)
 
 
-def _off_saddle(at: GaussianState, slopes: Slopes) -> GaussianState | None:
-    """The mean moved by one sd along the direction in which H is the most negative, or None if there is none.
+def _off_saddle(q: GaussianState, slopes: Slopes) -> GaussianState | None:
+    """q with its mean moved by one sd along the most negative eigenvalue of H, or None if H is positive semidefinite.
 
-    A step takes an eigenvalue by its size, so that it ends also where g is zero and H is minus M; no optimum is there.
+    Steps use absolute eigenvalues, so they also come to rest at a saddle, where g is zero and an eigenvalue of H is minus M's.
     """
-    root, values, vectors = _relative(at, slopes)
-    uphill = values[..., :1] < 0
-    if not uphill.any():
+    root, values, vectors = _relative(q, slopes)
+    saddle = values[..., :1] < 0
+    if not saddle.any():
         return None
-    return at._replace(loc=at.loc + uphill * torch.linalg.solve_triangular(root.mT, vectors[..., :1], upper=True).squeeze(-1))
+    return q._replace(loc=q.loc + saddle * torch.linalg.solve_triangular(root.mT, vectors[..., :1], upper=True).squeeze(-1))
 
 
-def _relative(at: GaussianState, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor]:
-    """The Cholesky factor of M, and the eigenvalues and eigenvectors of H in its space: all 1 where H is M."""
-    root = torch.linalg.cholesky(at.precision)
+def _relative(q: GaussianState, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor]:
+    """The Cholesky factor of M, and eigenvalues and eigenvectors of H relative to M: all eigenvalues are 1 if H = M."""
+    root = torch.linalg.cholesky(q.precision)
     half = torch.linalg.solve_triangular(root, slopes.curvature, upper=False)
     return root, *torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))

@@ -1,4 +1,4 @@
-"""Scores of log p(x, h) at chosen points of the guide's space."""
+"""Log densities log p(x, h) and their scores at given points of the guide's space."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from ..programs.log_weights import log_density, shared_frames
 from ..programs.traced_pairs import Pair, is_point_mass, latents, rerun, traced_pairs
-from .base import Target
+from .base import SolverTask
 
 __all__ = ["Scores"]
 
 
 class Scores:
-    """z ↦ log p(x, z) and ∇_z log p(x, z), in the space that the guide's one draw lives in, for many z in one call.
+    """z ↦ log p(x, z) and ∇_z log p(x, z) for K points in one call, in the space of the guide's vector of latents.
 
     Args:
-        target: its guide draws one vector, or one for each datum.
+        task: a pair whose guide draws one vector, or one for each datum.
         draws: number K of points in a call; a pair that cannot be vectorised is run once for each.
     """
 
-    def __init__(self, target: Target, draws: int) -> None:
+    def __init__(self, task: SolverTask, draws: int) -> None:
         self.draws = draws
-        self.call: Any = (target.model, target.guide, target.args, {})
+        self.call: Any = (task.model, task.guide, task.args, {})
         with torch.no_grad():
             pairs = traced_pairs(*self.call, draws=draws, hold=True)
         self.sites = [next((n, s) for n, s in latents(p.guide).items() if not is_point_mass(s["fn"])) for p in pairs]
@@ -35,10 +35,10 @@ class Scores:
         return self.draws
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log densities and scores in float64.
+        """Computes log densities and scores in float64.
 
         Args:
-            z: shape (K, *batch, dim): no batch for one vector, (N,) for N data.
+            z: shape (K, *batch, dim), where batch is () for one vector, (N,) for N data.
 
         Returns:
             log p(x, z), in nats, shape (K, *batch); its gradient, shape (K, *batch, dim).
@@ -51,12 +51,12 @@ class Scores:
     def _score(self, name: str, site: dict[str, Any], z: Tensor) -> tuple[Tensor, Tensor]:
         value = z.detach().to(site["value"]).reshape(site["value"].shape).requires_grad_()
         pair = rerun({name: {**site, "value": value}}, *self.call)
-        log_p = log_density([pair.model], self.frames) - log_density([_maps(pair)], self.frames)
+        log_p = log_density([pair.model], self.frames) - log_density([_jacobians(pair)], self.frames)
         return log_p.detach().double(), torch.autograd.grad(log_p.sum(), value)[0].double()
 
 
-def _maps(pair: Pair) -> poutine.Trace:
-    """The guide's point masses, which pass z on to the model's own space: their log density is that of the map."""
+def _jacobians(pair: Pair) -> poutine.Trace:
+    """The guide's point masses, which map z to the model's latents: their log densities are the log Jacobians of the map."""
     trace = poutine.Trace()
     for name, site in latents(pair.guide).items():
         if is_point_mass(site["fn"]):

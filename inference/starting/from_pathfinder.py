@@ -43,7 +43,7 @@ class FromPathfinder(Start):
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         guide = Global(model, FullRank())
         guide.setup(*args)
-        losses = self.pathfinder.solve(Target(model, guide, args, list(guide.parameters())), steps=self.steps).losses
+        losses = self.pathfinder.solve(SolverTask(model, guide, args, list(guide.parameters())), steps=self.steps).losses
         if not isfinite(losses[-1]):
             raise ValueError("FromPathfinder: log p(x, h) is not finite along any path: use FromInit or FromPrior.")
         return draw_all(model, guide, args, draws=self.draws).h
