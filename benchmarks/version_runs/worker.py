@@ -58,7 +58,7 @@ def main() -> None:
     found = []
     chosen = {name: pair for name, pair in PAIRS.items() if named(name, options.pairs)}
     if not chosen:
-        parser.error(f"no pair's name contains any of {options.pairs}; the pairs are {', '.join(PAIRS)}.")
+        parser.error(f"no pair's name contains any of {options.pairs}; the pairs are {'; '.join(PAIRS)}.")
     for number, (name, pair) in enumerate(chosen.items()):
         print(f"{number + 1}/{len(chosen)} {name}", file=sys.stderr, flush=True)
         torch.set_default_dtype(pair.dtype)
