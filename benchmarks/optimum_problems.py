@@ -29,7 +29,7 @@ from models import (
     LogisticRegression,
     datasets,
 )
-from models.gaussian import moments
+from models.gaussian import mean_and_covariance
 
 __all__ = ["PROBLEMS", "Problem"]
 
@@ -57,7 +57,7 @@ class Problem:
     def gap_of(self, guide: Guide) -> float:
         """The gap of a fitted guide, in nats."""
         with torch.no_grad():
-            loc, covariance = moments(guide.q(self.x))
+            loc, covariance = mean_and_covariance(guide.q(self.x))
             return self.gap(loc, torch.linalg.cholesky(covariance))
 
 
@@ -144,7 +144,7 @@ def searched(name: str, model: Any, x: Tensor, guide: Any, *, nelbo: Any, other:
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         lam = torch.tensor(flat, requires_grad=True)
-        loc, covariance = moments(guide.family(lam.reshape(shape)))
+        loc, covariance = mean_and_covariance(guide.family(lam.reshape(shape)))
         loss = nelbo(loc, torch.linalg.cholesky(covariance))
         return float(loss.detach()), torch.autograd.grad(loss, lam)[0].numpy()
 

@@ -36,7 +36,7 @@ from models.gaussian import mean_and_covariance
 
 MAX_KL = 0.05
 """In nats: a run has reached the family's best q if its KL to it is below this."""
-BEST_SOLVER = FixedDraws(draws=256, tolerance=1e-3, most=4096)
+BEST_SOLVER = FixedDraws(draws=256, tolerance=1e-3, max_draws=4096)
 """Finds the family's best q where there is no closed form."""
 
 

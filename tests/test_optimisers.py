@@ -69,7 +69,7 @@ def require(cls, model, x):
         with isolated(0), pyro.validation_enabled(False):
             guide = Global(model, FullRank())
             guide.setup(x)
-            cls().check(Target(model, guide, (x,), list(guide.parameters())))
+            cls().check(SolverTask(model, guide, (x,), list(guide.parameters())))
     except ValueError as refusal:
         if ": use " in str(refusal):
             pytest.skip(str(refusal))
@@ -80,7 +80,7 @@ def draws_at_random(cls, model, guide, x):
     """Whether the solver moves torch's random state."""
     with isolated(0):
         state = torch.get_rng_state()
-        cls().solve(Target(model, guide, (x,), list(guide.parameters())), steps=5)
+        cls().solve(SolverTask(model, guide, (x,), list(guide.parameters())), steps=5)
         return not torch.equal(torch.get_rng_state(), state)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guides import FullRank, Global
 
-from ..optimisers import Pathfinder, Target
+from ..optimisers import Pathfinder, SolverTask
 from ..programs.draws import draw_all
 from .base import Start
 
