@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..engine import Auto, Engine
 from ..engine.nonfinite import NonFiniteLossError
 from ..objectives import Objective
-from ..optimisers import Solver, Target
+from ..optimisers import Solver, SolverTask
 from ..programs.bound import bind
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count
@@ -154,7 +154,7 @@ def _rules(steps: int | None, stop: Rule | Sequence[Rule] | None, optimiser: Any
 def _solve(plan: FitPlan, workspace: Workspace, solver: Solver) -> tuple[Tensor, Stop]:
     """Runs the solver. Returns the loss of each iteration, and why it ended."""
     name, steps = type(solver).__name__, MAX_ITERATIONS if plan.steps is None else plan.steps
-    solution = solver.solve(Target(plan.model, plan.guide, plan.args, workspace.parameters), steps=steps)
+    solution = solver.solve(SolverTask(plan.model, plan.guide, plan.args, workspace.parameters), steps=steps)
     losses = torch.tensor(solution.losses, dtype=torch.float64)
     if not losses[-1].isfinite():
         raise NonFiniteLossError(len(losses) - 1, None, f"{name} diverged, its loss is not finite")

@@ -22,5 +22,4 @@ __all__ = [
     "linear_response",
 ]
 
-Target = SolverTask
 """The former name of `SolverTask`, kept for solvers that import it; `models.Target` is a density."""
