@@ -21,5 +21,3 @@ __all__ = [
     "SolverTask",
     "linear_response",
 ]
-
-"""The former name of `SolverTask`, kept for solvers that import it; `models.Target` is a density."""
