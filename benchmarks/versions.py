@@ -8,7 +8,7 @@ fixed seeds. They are those of this script's own checkout (`version_runs/`) and 
 checkout runs all of them in one process of its own, by the interpreter that runs this script, on one thread and with an empty
 cache of compiled loops. CompiledLoop runs four pairs and compiles for some 20 s each; leave it out by
 `--engines Eager Graph Auto`. Auto takes up the loops that CompiledLoop has compiled; without them it runs short fits by Pyro.
-A full run takes 12 minutes on a quiet core, half of it for each version.
+A full run takes about five minutes of one core for both versions together.
 
 Compared are losses, final parameters, where a fit stopped, the values of estimates, and the categories of warnings, since an
 engine that falls back to Pyro warns. Fits by Eager must be equal to the last bit: they are the same operations in the same
