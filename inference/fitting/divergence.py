@@ -126,16 +126,17 @@ def _draws(run: LiveRun) -> dict[str, _Draws]:
     Gradients are recorded as in a step: without them, some guides do more work than a step does.
     """
     guide, batch = run.problem.guide, run.batch
+    values: dict[str, list[Tensor]] = {}
+    log_q: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
-        traces = [poutine.trace(guide).get_trace(*batch.args, **batch.kwargs) for _ in range(MONITOR_DRAWS)]
-    names = [n for n, s in latents(traces[0]).items() if s["fn"].has_rsample and not is_point_mass(s["fn"])]
-    found = {}
-    for name in names:
-        sites = [trace.nodes[name] for trace in traces]
-        with torch.no_grad():
-            log_q = torch.stack([site["fn"].log_prob(site["value"]).sum() for site in sites])
-        found[name] = _Draws(torch.stack([site["value"].detach() for site in sites]), log_q)
-    return found
+        for _ in range(MONITOR_DRAWS):
+            trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
+            for name, site in latents(trace).items():
+                if site["fn"].has_rsample and not is_point_mass(site["fn"]):
+                    values.setdefault(name, []).append(site["value"].detach())
+                    # At once: a flow has the inverse of its last draw only.
+                    log_q.setdefault(name, []).append(site["fn"].log_prob(site["value"]).sum().detach())
+    return {name: _Draws(torch.stack(values[name]), torch.stack(log_q[name])) for name in values}
 
 
 def _log_volume(values: Tensor) -> float:
