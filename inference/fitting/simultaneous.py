@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Engine, Member, Problem, SimultaneousFits
+from ..engine import Engine, Problem, SimultaneousFits
 from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batches
 from ..objectives import Objective, TraceELBO
@@ -108,6 +108,6 @@ def joint_runs(
                 problem = Problem(model, guide, objective, stream, rows, parameters, descent, decay, steps)
                 run = LiveRun(model, guide, objective, batch=first, rows=rows, parameters=parameters, optimiser=descent)
                 watches.append(DivergenceMonitor(run, trial=lambda: False))
-            members.append(Member(scope, problem))
+            members.append((scope, problem))
             each.append((scope, run, names))
         yield JointRuns(SimultaneousFits(members, engine), each, watches)

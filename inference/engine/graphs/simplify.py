@@ -111,11 +111,9 @@ def _merge_equal(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             value = getattr(module, node.target)
-            key: Any = (
-                (value.shape, value.dtype, value.device, value.detach().cpu().numpy().tobytes())
-                if value.numel() <= MAX_CONSTANT
-                else node
-            )
+            small = value.numel() <= MAX_CONSTANT
+            content = (value.shape, value.dtype, value.device, value.detach().cpu().numpy().tobytes()) if small else ()
+            key: Any = content or node
         elif node.op == "call_function" and not is_random(node) and not is_check(node):
             key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         else:
