@@ -30,7 +30,8 @@ from inference.engine.errors import BuildError
 from inference.engine.graphs.loop_body import Packing
 from inference.engine.inductor import cache
 from inference.engine.inductor.background import Background
-from inference.engine.looped import LoopedFits
+from inference.engine.joint_loop import JointLoop
+from inference.engine.simultaneous import SimultaneousFits
 from inference.engine.strategy import Strategy
 from inference.optimisers import DoG
 from models import BinaryVAE, FactorAnalysis, GaussianMixture, LinearRegression, LocalGaussian
@@ -98,7 +99,7 @@ class Uneven:
         """Fits it with a loop of the version with `swapped`, and returns the engine's state machine."""
         program, engines = cls(), []
 
-        def prepare(self, run=LoopedFits._prepare):
+        def prepare(self, run=SimultaneousFits._prepare):
             engines.append(self)
             program.swapped = swapped
             try:
@@ -106,7 +107,7 @@ class Uneven:
             finally:
                 program.swapped = None
 
-        monkeypatch.setattr(LoopedFits, "_prepare", prepare)
+        monkeypatch.setattr(SimultaneousFits, "_prepare", prepare)
         pairs = [(program.model, program.guide)] * fits
         fit_many(pairs, torch.tensor(1.0), seeds=range(fits), engine=Interpreted, steps=40, lr=0.02)
         return engines[0]
@@ -179,10 +180,10 @@ class TestSteps:
     def test_that_are_wrong_are_found(self, monkeypatch):
         """The comparison has power: a loop with another learning rate is refused, and the trajectory stays Pyro's."""
 
-        def wrong(self, rates, rows, run=LoopedFits._run):
-            return run(self, [1.01 * rate for rate in rates], rows)
+        def wrong(self, members, rates, rows, run=JointLoop.advance):
+            return run(self, members, [1.01 * rate for rate in rates], rows)
 
-        monkeypatch.setattr(LoopedFits, "_run", wrong)
+        monkeypatch.setattr(JointLoop, "advance", wrong)
         with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
             found = run(Interpreted)
         assert_same(found, run(Eager))
@@ -190,10 +191,10 @@ class TestSteps:
     def test_that_are_wrong_from_the_second_on_are_found(self, monkeypatch):
         """One step of a loop says nothing of what it hands on to the next."""
 
-        def wrong(self, rates, rows, run=LoopedFits._run):
-            return run(self, [rates[0], *(1.01 * rate for rate in rates[1:])], rows)
+        def wrong(self, members, rates, rows, run=JointLoop.advance):
+            return run(self, members, [rates[0], *(1.01 * rate for rate in rates[1:])], rows)
 
-        monkeypatch.setattr(LoopedFits, "_run", wrong)
+        monkeypatch.setattr(JointLoop, "advance", wrong)
         with pytest.warns(UserWarning, match="differs in steps 1 to 2"):
             found = run(Interpreted)
         assert_same(found, run(Eager))
@@ -304,14 +305,14 @@ class TestSteps:
         """Ctrl-C is noticed between blocks, which take a tenth of a second; the parameters are those of the last."""
         blocks = []
 
-        def interrupted(self, rates, rows, run=LoopedFits._run):
+        def interrupted(self, members, rates, rows, run=JointLoop.advance):
             if len(blocks) == 5:
                 raise KeyboardInterrupt
-            found = run(self, rates, rows)
+            found = run(self, members, rates, rows)
             blocks.append(len(rates))
             return found
 
-        monkeypatch.setattr(LoopedFits, "_run", interrupted)
+        monkeypatch.setattr(JointLoop, "advance", interrupted)
         model, guide, x = small()
         with pytest.raises(KeyboardInterrupt):
             fit(model, guide, x, steps=1000, engine=Interpreted, schedule=None)

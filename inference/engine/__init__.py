@@ -7,18 +7,7 @@ from .eager import Eager
 from .errors import CaptureError
 from .graph import Graph
 from .graphs.capture import capture
-from .problem import Member, Problem
+from .problem import Problem
 from .simultaneous import SimultaneousFits
 
-__all__ = [
-    "Auto",
-    "CaptureError",
-    "CompiledLoop",
-    "Eager",
-    "Engine",
-    "Graph",
-    "Member",
-    "Problem",
-    "SimultaneousFits",
-    "capture",
-]
+__all__ = ["Auto", "CaptureError", "CompiledLoop", "Eager", "Engine", "Graph", "Problem", "SimultaneousFits", "capture"]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from subprocess import CalledProcessError
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -57,7 +56,8 @@ class Automatic(Strategy):
         self._nickname = ""
         self._known = False
         self._remembers = False
-        self._wanted: Wanted | None = None
+        self._wanted: tuple[Path, list[Tensor], int] | None = None
+        """Place on disk, example of the inputs and threads of a loop to compile."""
         self._building: Background | None = None
 
     def by_pyro(self, taken: int, step: Callable[[], Tensor]) -> Tensor:
@@ -89,37 +89,37 @@ class Automatic(Strategy):
         found = cache.find(entry, self._nickname)
         if found is not None:
             return loop._replace(run=found)
-        self._wanted, self.max_block = Wanted(entry, example, loop.threads), MAX_BLOCK
+        self._wanted, self.max_block = (entry, example, loop.threads), MAX_BLOCK
         return loop
 
     def changed(self, loop: JointLoop, taken: int, seconds: float) -> JointLoop | None:
         """Takes compiled code into use when it is ready, and goes back to Pyro if the loop is slower."""
         self._captured_best = min(self._captured_best, seconds)
         if self._wanted is not None:
-            return self._compiled(loop, self._wanted, taken)
+            return self._compiled(loop, *self._wanted, taken)
         self._blocks += 1
         slower = self._blocks == MIN_TIMED and self._captured_best > self._pyro_best
         return None if slower else loop
 
-    def _compiled(self, loop: JointLoop, wanted: Wanted, taken: int) -> JointLoop:
+    def _compiled(self, loop: JointLoop, entry: Path, example: list[Tensor], threads: int, taken: int) -> JointLoop:
         """Has the loop compiled in the background if that pays; returns it compiled once it is."""
         if self._building is None and self._rest(taken, self._captured_best) > COMPILATION:
             try:
-                self._building = Background(wanted.entry, loop.body, wanted.example, threads=wanted.threads)
+                self._building = Background(entry, loop.body, example, threads=threads)
             except (OSError, CalledProcessError):
                 # No second process can be started here: the captured step goes on.
                 self._wanted, self.max_block = None, inf
                 return loop
             # The compiler takes one thread. Threads that wait for each other are slow where they share a core.
-            return loop._replace(threads=max(1, wanted.threads - 1))
+            return loop._replace(threads=max(1, threads - 1))
         if self._building is None or not self._building.finished:
             return loop
         self._wanted, self.max_block, self._captured_best = None, inf, inf
-        found = cache.find(wanted.entry, self._nickname)
+        found = cache.find(entry, self._nickname)
         if found is None:
             why = self._building.failure
             warnings.warn(f"the captured step runs without compiled code, since {why}", stacklevel=8)
-        return loop._replace(threads=wanted.threads, run=found or loop.run)
+        return loop._replace(threads=threads, run=found or loop.run)
 
     def _rest(self, taken: int, step: float) -> float:
         """Seconds that the rest of the fit takes at so many a step; as long again as so far if its length is unknown."""
@@ -151,11 +151,3 @@ class Auto(CompiledLoop):
     """
 
     strategy = Automatic
-
-
-class Wanted(NamedTuple):
-    """A loop that is not on disk: its place there, an example of its inputs, its threads."""
-
-    entry: Path
-    example: list[Tensor]
-    threads: int

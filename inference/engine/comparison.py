@@ -34,15 +34,13 @@ class PyroSteps:
 
     Args:
         member: the fit.
+        before: its state before these steps, with values.
         rates: the learning rates of these steps.
         when: which steps they are, for messages.
     """
 
-    def __init__(self, member: Member, rates: Sequence[float], when: str) -> None:
-        self._member = member
-        self._when = when
-        self._rates = rates
-        self._before = Snapshot.of(member)
+    def __init__(self, member: Member, before: Snapshot, rates: Sequence[float], when: str) -> None:
+        self._member, self._before, self._rates, self._when = member, before, rates, when
         self._gradients: list[list[Tensor | None]] = []
 
     @contextmanager
@@ -100,7 +98,7 @@ class PyroSteps:
 
     def _after_moved_gradients(self, sign: int) -> list[Tensor]:
         optimiser, parameters = self._member.problem.optimiser, self._member.problem.parameters
-        self._member.write(self._before.values)
+        self._before.restore_values(self._member)
         for exact, rate in zip(self._gradients, self._rates, strict=True):
             moved = [g if g is None else g + sign * torch.finfo(g.dtype).eps * g.abs().max() for g in exact]
             lr = torch.tensor(rate, dtype=torch.float64)

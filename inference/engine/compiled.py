@@ -11,8 +11,8 @@ from .base import Engine
 from .errors import BuildError
 from .inductor import cache
 from .joint_loop import JointLoop
-from .looped import LoopedFits
-from .problem import Member, Problem
+from .problem import Problem
+from .simultaneous import SimultaneousFits
 from .strategy import Strategy
 
 __all__ = ["Compiled", "CompiledLoop"]
@@ -43,7 +43,7 @@ class CompiledLoop(Engine):
     The step is captured like `Graph`'s, together with minibatch, transform and the optimiser's update, and compiled by
     torch's Inductor. A later fit of the same program, in any process, finds the loop on disk (`cache.folder`). Random
     operations stay in the loop and draw from the global generator in the programs' order: the trajectory is Eager's, to
-    rounding. `LoopedFits` says when the loop is compared with Pyro.
+    rounding. `SimultaneousFits` says when the loop is compared with Pyro.
 
     A step that cannot be captured, or differs from Pyro's, runs by `Eager`; one that cannot be repeated in a loop by `Graph`;
     a loop that cannot be compiled runs operation by operation. Each gives one warning that says why. Pyro's own objectives
@@ -60,7 +60,7 @@ class CompiledLoop(Engine):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.fits = LoopedFits([Member(None, problem)], type(self), self.strategy)
+        self.fits = SimultaneousFits([(None, problem)], type(self))
 
     def advance(self, steps: int) -> Tensor:
         self.fits.taken = self.taken

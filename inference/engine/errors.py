@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "BuildError",
-    "CaptureError",
-    "DifferenceError",
-    "HiddenStateError",
-    "LoopError",
-    "MappingError",
-    "OtherDrawsError",
-]
+__all__ = ["BuildError", "CaptureError", "DifferenceError", "HiddenStateError", "LoopError", "MappingError", "OtherDrawsError"]
 
 
 class CaptureError(RuntimeError):

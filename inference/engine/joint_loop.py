@@ -114,7 +114,8 @@ def capture_loop(members: Sequence[Member], *, max_mapped_work: float = inf) -> 
         layout, state, noise = Layout(None, []), states[0], None
         by_step = 0 if index is None else 1
     else:
-        _require_alike(states)
+        if len({tuple((value.shape, value.dtype) for value in state) for state in states}) > 1:
+            raise MappingError("the fits differ in the shapes of their parameters")
         if work(step) > max_mapped_work:
             raise MappingError("a step of this much arithmetic gains nothing")
         layout = Layout(fits_along(step), [True] * len(parameters) + _differs_by_fit(members[0]))
@@ -150,12 +151,6 @@ def _captured_step(member: Member, data: Sequence[Tensor], index: Tensor | None)
 
     with member.entered():
         return capture(step, parameters, [*remembered, rate, *data, *([] if index is None else [index])])
-
-
-def _require_alike(states: Sequence[Sequence[Tensor]]) -> None:
-    layouts = [[(value.shape, value.dtype) for value in state] for state in states]
-    if any(layout != layouts[0] for layout in layouts):
-        raise MappingError("the fits differ in the shapes of their parameters")
 
 
 def _differs_by_fit(member: Member) -> list[bool]:

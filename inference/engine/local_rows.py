@@ -1,4 +1,4 @@
-"""Steps on a minibatch's rows of a `Local` table at a cost that does not depend on the table's length."""
+"""Steps on a minibatch's rows of a `Local` table, at a cost independent of the table's length."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["LocalRows"]
 
 
 class LocalRows(Messenger):
-    """Hands out the batch's rows of each local table as a leaf, and keeps the optimiser's state for every row.
+    """Hands out the batch's rows of each local table as a leaf, and keeps the optimiser's state of every row.
 
     Inside the context, `guides.rows(table, index)` is a leaf tensor with the values of table[index]. `load` gives the
-    optimiser these rows' state before its step, and `store` writes values and state back. So each row is optimised as if it
-    were alone, but for the minibatch scale of its gradient: under epoch shuffling it is visited once an epoch, and scalar
-    state such as Adam's step count advances once an epoch, not once a batch. Works with any torch optimiser whose state is
-    elementwise.
+    optimiser the state of these rows before its step, and `store` writes values and state back. So each row is optimised as
+    if it were alone, except for the minibatch scale of its gradient: under epoch shuffling it is visited once an epoch, and
+    scalar state such as Adam's step count advances once an epoch, not once a batch. Any torch optimiser with elementwise
+    state will do.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class LocalRows(Messenger):
         msg["done"] = True
 
     def hand_out(self, table: Tensor, index: Tensor) -> torch.nn.Parameter:
-        """The leaf that stands for table[index] until `store`."""
+        """The leaf that represents table[index] until `store`."""
         leaf = self.leaves.setdefault(table, torch.nn.Parameter(table.new_empty(0)))
         if self._index.get(table) is not index:
             leaf.grad = None
@@ -43,7 +43,7 @@ class LocalRows(Messenger):
         return leaf
 
     def load(self, optimiser: torch.optim.Optimizer, epoch: int) -> None:
-        """Gives `optimiser` the state of the rows handed out last. `epoch` counts the finished ones."""
+        """Gives `optimiser` the state of the rows handed out last. `epoch` is the number of finished epochs."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._scalars = {table: self._read_scalars(optimiser, leaf) for table, leaf in self.leaves.items()}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Batches", "BatchesPlace"]
+__all__ = ["Batch", "Batches"]
 
 
 class Batch(NamedTuple):
@@ -17,14 +17,6 @@ class Batch(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     epoch: int = 0
-
-
-class BatchesPlace(NamedTuple):
-    """A position in a stream of batches: the epoch, the rows of its remaining batches, and a batch that was peeked at."""
-
-    epoch: int
-    left: list[Tensor]
-    peeked: list[Batch]
 
 
 class Batches(Iterator[Batch]):
@@ -63,13 +55,13 @@ class Batches(Iterator[Batch]):
         return batch
 
     @property
-    def place(self) -> BatchesPlace:
-        """The position in the stream; it can be set."""
-        return BatchesPlace(self.epoch, list(self._left), list(self._peeked))
+    def place(self) -> tuple[int, list[Tensor], list[Batch]]:
+        """The position in the stream: epoch, remaining batches and what was peeked at. It can be set."""
+        return self.epoch, list(self._left), list(self._peeked)
 
     @place.setter
-    def place(self, place: BatchesPlace) -> None:
-        self.epoch, self._left, self._peeked = place.epoch, list(place.left), list(place.peeked)
+    def place(self, place: tuple[int, list[Tensor], list[Batch]]) -> None:
+        self.epoch, self._left, self._peeked = place[0], list(place[1]), list(place[2])
 
     def indices(self, limit: int) -> list[Tensor]:
         """The row numbers of the next batches of this epoch: at most `limit` batches, all of the same size."""

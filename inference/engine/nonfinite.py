@@ -1,4 +1,4 @@
-"""A loss that is not finite, and the site that made it so."""
+"""Errors about a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient became NaN or infinite.
 
     Attributes:
-        step: the step at which it did, from 0. Its update was not made.
+        step: the step, from 0. Its update was not made.
         site: the first site whose log probability was not finite, or None if none was.
     """
 
@@ -29,7 +29,7 @@ class NonFiniteLossError(FloatingPointError):
         self.step = step
         self.site = site
         super().__init__(
-            f"the fit stopped at step {step}: {detail}. The guide is as it was before this step; lower lr, or look at the "
+            f"the fit stopped at step {step}: {detail}. The guide is as it was before this step; lower lr, or check the "
             "scale of that site."
         )
         self.detail = detail
@@ -48,7 +48,7 @@ def explain(
     loss: float,
     rng: Tensor,
 ) -> NonFiniteLossError:
-    """Runs the step once more with its own noise, to find the first site whose log probability is not finite."""
+    """Runs the step again with its own noise and names the first site whose log probability is not finite."""
     torch.set_rng_state(rng)
     try:
         with rows, torch.no_grad():
@@ -65,4 +65,4 @@ def explain(
                 bad = log_prob[~log_prob.isfinite()][0].item()
                 return NonFiniteLossError(step, name, f"the log probability of site {name!r} in the {role} is {bad}")
     what = f"the loss is {loss}" if not isfinite(loss) else "the gradient of the loss is not finite"
-    return NonFiniteLossError(step, None, f"{what}, though every site's log probability is finite")
+    return NonFiniteLossError(step, None, f"{what}, although the log probability of every site is finite")

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .graphs.planned_rates import SchedulePlace
-from .minibatches import BatchesPlace
+from .minibatches import Batch
 from .problem import Member
 
-__all__ = ["Place", "Snapshot"]
+__all__ = ["Snapshot"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A fit's state but for its parameters and its optimiser's: generators, learning rate, position in the epoch."""
+class Snapshot(NamedTuple):
+    """Generators, learning rate, position in the epoch and, if asked for, copies of parameters and optimiser state."""
 
     random_state: dict[str, Any]
     schedule: SchedulePlace
-    batches: BatchesPlace
+    batches: tuple[int, list[Tensor], list[Batch]]
+    values: list[Tensor] | None
 
     @classmethod
-    def of(cls, member: Member) -> Place:
-        """The place of `member` now."""
-        return cls(member.random_state, SchedulePlace.of(member.problem), member.problem.batches.place)
+    def of(cls, member: Member, *, values: bool = False) -> Snapshot:
+        """The state of `member` now. A loop leaves parameters alone until its results are accepted: copy them if need be."""
+        copies = [value.clone() for value in member.values()] if values else None
+        return cls(member.random_state, SchedulePlace.of(member.problem), member.problem.batches.place, copies)
 
     def restore(self, member: Member) -> None:
-        """Returns `member` to this place."""
+        """Returns `member` to this state."""
         member.set_random_state(self.random_state)
         self.schedule.restore(member.problem)
         member.problem.batches.place = self.batches
+        self.restore_values(member)
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All of a fit's state that its steps change."""
-
-    place: Place
-    values: list[Tensor]
-    """Copies of the parameters and of the optimiser's state."""
-
-    @classmethod
-    def of(cls, member: Member) -> Snapshot:
-        """The state of `member` now."""
-        return cls(Place.of(member), [value.clone() for value in member.values()])
+    def restore_values(self, member: Member) -> None:
+        """Returns parameters and optimiser state alone."""
+        if self.values is not None:
+            member.write(self.values)

@@ -50,7 +50,7 @@ def fit_many(
     A step of a small model costs mostly the calls of its operations, and one call can serve all fits. Each fit has its own
     random state and takes the trajectory that it takes alone, to rounding. Fits run one after another if they have no common
     number of steps (no `steps`, or a `stop`), use a solver or `engine.Eager`, or if their step cannot be mapped
-    (`engine.Together` says when).
+    (`engine.SimultaneousFits` says when).
 
     Args:
         pairs: model and guide of each fit: the same programs, each pair with parameters of its own.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..engine import Member, SimultaneousFits
+from ..engine import SimultaneousFits
 from ..programs.isolation import Scope
 from .blocks import Blocks
 from .divergence import DivergenceMonitor
@@ -79,5 +79,5 @@ def simultaneous_runs(plans: Sequence[FitPlan], scopes: Sequence[Scope], rate: f
                 problem = plan.problem(rate, workspace)
                 run = LiveRun(problem, workspace.batch)
                 members.append(OneOfMany(scope, workspace, run, DivergenceMonitor(run)))
-            problems.append(Member(scope, problem))
+            problems.append((scope, problem))
         yield SimultaneousRuns(SimultaneousFits(problems, plans[0].engine), members)

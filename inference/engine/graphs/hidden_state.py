@@ -1,4 +1,4 @@
-"""What a program remembers from one call to the next, parameters and large tensors aside."""
+"""Finds state that a program keeps from one call to the next, other than parameters and large tensors."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ __all__ = ["memory"]
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "models", "guides", "inference")
-"""Their functions are not looked into; of their objects, the attributes are."""
-MOST = 20_000
-"""Values that are looked at; what lies beyond is taken to stand still."""
+"""Modules whose functions are not searched; the attributes of their objects are."""
+MAX_VALUES = 20_000
+"""The largest number of values that are compared, and of elements of a tensor; others are assumed unchanged."""
 
 
 def memory(*programs: Callable[..., Any] | None, learned: Sequence[Tensor] = ()) -> list[Any]:
-    """Numbers, texts, containers and iterators that the programs can reach, and the state of Python's and NumPy's generators.
+    """Numbers, strings, containers and iterators that the programs can reach, and the states of Python's and NumPy's RNGs.
 
-    Looks at closures, defaults, the globals that a function names, attributes of objects, classes and modules, and into the
-    functions found there. If it is the same before a call and after it, the call has left nothing behind there for the next
-    one, such as a count of calls that anneals a scale, and drawn from no generator but torch's.
+    Searches closures, defaults, the globals that a function names, attributes of objects, classes and modules, and the
+    functions found there. If the result is the same before and after a call, the call has left nothing there for the next
+    one, such as a count of calls that anneals a scale, and has drawn from no generator but torch's.
 
     Args:
-        programs: where to look.
-        learned: what an optimiser moves; a tensor that lies in the same memory, as what a parameter was made from, counts
-            for nothing.
+        programs: where to search.
+        learned: the parameters. Tensors that share memory with one, such as its initial value, are ignored.
     """
     if not programs:
         return []
     generators = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a program may draw from
-    return [*generators, *itertools.islice(_values(list(programs), set(map(_place, learned))), MOST)]
+    return [*generators, *itertools.islice(_values(list(programs), set(map(_place, learned))), MAX_VALUES)]
 
 
 def _values(found: list[Any], moving: set[int]) -> Iterator[Any]:
@@ -50,14 +49,14 @@ def _values(found: list[Any], moving: set[int]) -> Iterator[Any]:
         if isinstance(value, PLAIN):
             yield type(value), repr(value)
         elif isinstance(value, (np.generic, np.ndarray)):
-            yield type(value), value.tobytes() if value.size <= MOST else value.shape
+            yield type(value), value.tobytes() if value.size <= MAX_VALUES else value.shape
         elif isinstance(value, Tensor):
-            plain = value.numel() <= MOST and not value.requires_grad and value.layout == torch.strided
+            plain = value.numel() <= MAX_VALUES and not value.requires_grad and value.layout == torch.strided
             if plain and _place(value) not in moving:
                 yield type(value), repr(value.tolist())
         elif id(value) not in seen and not isinstance(value, (type, CodeType, BuiltinFunctionType)):
             seen.add(id(value))
-            # Held until the end, since the id of a freed object may be given to another.
+            # Kept alive until the end, since a freed object's id may be reused.
             kept.append(value)
             yield type(value)
             found.extend(_parts(value))
@@ -96,7 +95,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _of_class(kind: type, value: Any) -> list[Any]:
-    """Functions and plain attributes of a user's class, and what `value` keeps in slots."""
+    """Functions and plain attributes of a user's class, and the slots of `value`."""
     if _is_library(kind.__module__):
         return []
     slots = [getattr(value, name, None) for name in getattr(kind, "__slots__", ())]
@@ -118,7 +117,7 @@ def _of_function(function: FunctionType) -> list[Any]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Global names of a function and of those defined in it."""
+    """Global names in a function and in the functions defined in it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

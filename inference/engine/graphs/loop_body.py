@@ -17,14 +17,14 @@ __all__ = ["Loop", "Packing", "loop"]
 aten = torch.ops.aten
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 TRIANGLES = {aten.tril.default, aten.triu.default}
-"""They ask for row and column of each number, which takes long where the rest of a kernel runs along a vector."""
+"""They compute row and column of each number, which keeps Inductor from vectorising the kernel that they are fused with."""
 
 
 class Packing:
-    """Tensors laid end to end in one vector for each dtype: a loop that carries few tensors has little to hand on.
+    """Lays tensors end to end in one vector for each dtype, since a loop is fast if it carries few tensors.
 
     Args:
-        tensors: examples, which fix shapes and order.
+        tensors: examples, for shapes, dtypes and order.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -33,7 +33,7 @@ class Packing:
         self.groups = list(dict.fromkeys(self.dtypes))
 
     def pack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """One vector for each dtype."""
+        """Returns one vector for each dtype."""
         return [torch.cat([t.detach().reshape(-1) for t in tensors if t.dtype == dtype]) for dtype in self.groups]
 
     def unpack(self, vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -58,13 +58,13 @@ class Packing:
 
 @dataclass(frozen=True)
 class Loop:
-    """A step that reads its place in the loop from its inputs.
+    """The body of a loop over steps.
 
     Attributes:
-        body: a function of (i, losses, *packed state, count, rates, *data, *constants) that returns the first of them after
-            step i. Losses and rates have one row for each step, and so have the last of the data.
+        body: a function of (i, losses, *packed state, count, rates, *data, *constants) that returns (i, losses, *packed
+            state) after step i. Losses, rates and the last of the data have one row for each step.
         constants: the last inputs.
-        packing: of the state.
+        packing: the packing of the state.
         fits: the shape of a step's loss: () or (fits,).
     """
 
@@ -76,27 +76,27 @@ class Loop:
     def inputs(
         self, length: int, state: Sequence[Tensor], rates: Sequence[float], data: Sequence[Tensor], rows: Sequence[Tensor]
     ) -> list[Tensor]:
-        """What the body takes, with i = 0.
+        """The inputs of the body, with i = 0.
 
         Args:
-            length: the most steps of one call; what has one row for each step is filled up with zeros.
-            state: tensor by tensor.
-            rates: one for each step.
-            data: the same for all steps.
-            rows: the rest of the data, with one row for each step.
+            length: the largest number of steps of one call; tensors with one row for each step are padded to it with zeros.
+            state: the tensors of the state.
+            rates: the learning rate of each step.
+            data: the data that is the same for all steps.
+            rows: the data with one row for each step.
         """
         losses = torch.zeros(length, *self.fits, dtype=torch.float64)
-        given = [_filled_up(row, length) for row in (torch.tensor(rates, dtype=torch.float64), *rows)]
+        given = [_padded(row, length) for row in (torch.tensor(rates, dtype=torch.float64), *rows)]
         count = torch.tensor(len(rates))
         return [torch.tensor(0), losses, *self.packing.pack(state), count, given[0], *data, *given[1:], *self.constants]
 
     def coarsest(self, data: Sequence[Tensor]) -> torch.dtype:
-        """Of the dtypes that a step computes in, the one with the largest rounding error."""
+        """The dtype with the largest rounding error among those that a step computes in."""
         dtypes = [*self.packing.dtypes, *(value.dtype for value in data)]
         return max((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
-        """What the loop carries after `count` steps, operation by operation: for want of compiled code."""
+        """Runs `count` steps operation by operation, without compiled code, and returns the carried tensors."""
         border = 2 + len(self.packing.groups)
         carried, rest = inputs[:border], inputs[border:]
         for _ in range(int(rest[0])):
@@ -105,13 +105,13 @@ class Loop:
 
 
 def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, by_step: int) -> Loop:
-    """Turns a step of (state, rate, *data) into one of a loop.
+    """Turns a step of (*state, rate, *data) into the body of a loop.
 
     Args:
-        step: returns the loss, or the losses of several fits, and the new state.
+        step: a graph that returns the loss, or the losses of several fits, and the new state.
         state: an example of the state.
         data: number of tensors of data.
-        by_step: how many of these, the last ones, differ from step to step, such as the index of a minibatch.
+        by_step: number of these, the last ones, that differ from step to step, such as a minibatch's row numbers.
 
     Raises:
         LoopError: if the optimiser's state grows.
@@ -143,7 +143,7 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, by_step: i
     loss, *new = returned
     _require_same_state(new, packing, given)
     for info in failures:
-        # Compiled code raises nothing: the loss says that a matrix could not be factorised.
+        # Compiled code raises nothing: a matrix that cannot be factorised makes the loss NaN.
         wrong = graph.call_function(aten.any.default, (graph.call_function(aten.ne.Scalar, (info, 0)),))
         poison = graph.call_function(aten.new_full.default, (made[loss], [], nan))
         made[loss] = graph.call_function(aten.where.self, (wrong, poison, made[loss]))
@@ -165,7 +165,7 @@ def loop(step: fx.GraphModule, state: Sequence[Tensor], data: int, *, by_step: i
     return Loop(fx.GraphModule(torch.nn.Module(), graph), list(constants.values()), packing, fits)
 
 
-def _filled_up(rows: Tensor, length: int) -> Tensor:
+def _padded(rows: Tensor, length: int) -> Tensor:
     if len(rows) == length:
         return rows.contiguous()
     whole = rows.new_zeros(length, *rows.shape[1:])
@@ -174,13 +174,13 @@ def _filled_up(rows: Tensor, length: int) -> Tensor:
 
 
 def _filled(graph: fx.Graph, like: fx.Node, value: Tensor) -> fx.Node:
-    """A constant of equal numbers, written as an operation so that it can be fused."""
+    """A constant tensor of equal numbers, as an operation that can be fused."""
     fill = (like, list(value.shape), value.detach().reshape(-1)[0].item())
     return graph.call_function(aten.new_full.default, fill, {"dtype": value.dtype})
 
 
 def _copy(source: fx.Graph, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-    """Copies the operations; returns what factorisations report of failure."""
+    """Copies the operations and returns the error codes of factorisations."""
     failures = []
     for node in source.nodes:
         if node.target is aten.clone.default:
@@ -190,10 +190,10 @@ def _copy(source: fx.Graph, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> li
         elif node.op == "call_function":
             made[node] = graph.node_copy(node, made.__getitem__)
             if node.target in VIEWS:
-                # Here an input, or a constant, may have other strides than where the step was captured.
+                # An input or a constant may have other strides here than where the step was captured.
                 made[node].target = aten.reshape.default
-            if node.target in TRIANGLES or _is_number_for_many(node):
-                made[node] = _by_itself(graph, made[node], list(node.meta["tensor_meta"].shape))
+            if node.target in TRIANGLES or _is_broadcast_scalar(node):
+                made[node] = _unfused(graph, made[node], list(node.meta["tensor_meta"].shape))
     return failures
 
 
@@ -207,17 +207,17 @@ def _require_same_state(new: Sequence[fx.Node], packing: Packing, given: Sequenc
 
 
 def _row(graph: fx.Graph, rows: fx.Node, here: fx.Node, shape: list[int]) -> fx.Node:
-    return _by_itself(graph, graph.call_function(aten.index_select.default, (rows, 0, here)), shape)
+    return _unfused(graph, graph.call_function(aten.index_select.default, (rows, 0, here)), shape)
 
 
-def _by_itself(graph: fx.Graph, node: fx.Node, shape: list[int]) -> fx.Node:
-    """A view that Inductor does not fuse across: what `node` is comes from memory, and is not worked out at each use."""
+def _unfused(graph: fx.Graph, node: fx.Node, shape: list[int]) -> fx.Node:
+    """A view that Inductor does not fuse across, so that `node` is read from memory and not computed at each use."""
     strides = [prod(shape[k + 1 :]) for k in range(len(shape))]
     return graph.call_function(aten.as_strided.default, (node, shape, strides))
 
 
-def _is_number_for_many(node: fx.Node) -> bool:
-    """Whether it is one computed number, such as Adam's correction of its bias, that is used for each of many."""
+def _is_broadcast_scalar(node: fx.Node) -> bool:
+    """Whether the node computes one number, such as Adam's bias correction, that is broadcast over a larger tensor."""
 
     def size(node: fx.Node) -> int:
         meta = node.meta.get("tensor_meta")

@@ -68,13 +68,9 @@ def draws_of(step: fx.GraphModule) -> list[fx.Node]:
     """
     nodes = [node for node in step.graph.nodes if node.op == "call_function" and is_random(node)]
     for node in nodes:
-        settings = (
-            tuple(node.args[1:]),
-            node.kwargs.get("mean", 0.0),
-            node.kwargs.get("std", 1.0),
-            node.kwargs.get("generator"),
-        )
-        if node.target not in _GAUSSIAN or settings not in (((), 0.0, 1.0, None), ((0.0, 1.0), 0.0, 1.0, None)):
+        settings = [node.kwargs.get(key, default) for key, default in (("mean", 0.0), ("std", 1.0), ("generator", None))]
+        standard = settings == [0.0, 1.0, None] and tuple(node.args[1:]) in ((), (0.0, 1.0))
+        if node.target not in _GAUSSIAN or not standard:
             raise MappingError(f"it draws by {node.target}, not standard Gaussian numbers alone")
     return nodes
 

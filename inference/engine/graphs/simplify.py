@@ -1,4 +1,4 @@
-"""Passes that make a captured graph smaller without changing what it computes."""
+"""Makes a captured graph smaller without changing its results."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ NO_OPS = {aten.detach.default, aten.detach_copy.default, aten.alias.default, ate
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.permute.default}
 FILLS = {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default}
 UNSET = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
-"""Memory whose content is not used before it is written, so that it may as well be zero: the same graph each time."""
-LIMIT = 1 << 20
-"""Constants of more numbers than this are computed at each step rather than kept."""
+"""Uninitialised memory, which is written before it is read. Set to zero, it makes equal graphs of equal programs."""
+MAX_CONSTANT = 1 << 20
+"""Numbers in the largest constant that is kept; larger ones are computed at each step."""
 
 
 def simplify(module: fx.GraphModule) -> fx.GraphModule:
-    """Removes no-ops, computes what does not depend on the inputs once, and merges equal operations.
+    """Removes no-ops, computes operations on constants once, and merges equal operations.
 
-    Random operations are left alone, each in its place: the graph draws what the program drew, in the same order.
+    Random operations stay, in their order, so that the graph draws the same numbers as the program.
     """
     module.graph.eliminate_dead_code(is_impure_node=_is_impure)
     _remove_no_ops(module.graph)
@@ -41,7 +41,7 @@ def is_random(node: fx.Node) -> bool:
 
 
 def is_check(node: fx.Node) -> bool:
-    """Whether the operation returns nothing, and is there for the error that it may raise."""
+    """Whether the operation returns nothing and only raises errors."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and not schema.returns
 
@@ -60,13 +60,13 @@ def _remove_no_ops(graph: fx.Graph) -> None:
 
 
 def _layout(node: fx.Node) -> Any:
-    """Shape and strides of an operation's result, as they were when it was captured."""
+    """Shape and strides of an operation's result when it was captured."""
     meta = node.meta.get("tensor_meta")
     return node if meta is None else (meta.shape, meta.stride)
 
 
 def _fold_constants(module: fx.GraphModule) -> None:
-    """Runs the operations whose inputs are all constants, and keeps their results as constants."""
+    """Runs the operations on constants, and keeps their results as constants."""
     values: dict[fx.Node, Any] = {}
     count = 0
     for node in list(module.graph.nodes):
@@ -76,10 +76,10 @@ def _fold_constants(module: fx.GraphModule) -> None:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _blank(n))
             value = node.target(*args, **kwargs)
             if not isinstance(value, Tensor):
-                # Of an operation with several results, its getitem nodes become the constants.
+                # An operation with several results: its getitem nodes become the constants.
                 values[node] = value
                 continue
-            if value.numel() > LIMIT:
+            if value.numel() > MAX_CONSTANT:
                 continue
             if node.target in UNSET:
                 value.zero_()
@@ -94,7 +94,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
 
 
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    """Whether a result depends on constants alone; of what a fill is like, only the shape matters."""
+    """Whether a result depends on constants alone; a fill depends only on its input's shape."""
     if node.target in FILLS:
         return "tensor_meta" in node.all_input_nodes[0].meta
     return not is_random(node) and not is_check(node) and all(n in values for n in node.all_input_nodes)
@@ -106,16 +106,14 @@ def _blank(node: fx.Node) -> Tensor:
 
 
 def _merge_equal(module: fx.GraphModule) -> None:
-    """Common subexpressions, and constants with equal values."""
+    """Merges common subexpressions, and constants with equal values."""
     seen: dict[Any, fx.Node] = {}
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             value = getattr(module, node.target)
-            key: Any = (
-                (value.shape, value.dtype, value.device, value.detach().cpu().numpy().tobytes())
-                if value.numel() <= LIMIT
-                else node
-            )
+            small = value.numel() <= MAX_CONSTANT
+            content = (value.shape, value.dtype, value.device, value.detach().cpu().numpy().tobytes()) if small else ()
+            key: Any = content or node
         elif node.op == "call_function" and not is_random(node) and not is_check(node):
             key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         else:
@@ -128,7 +126,7 @@ def _merge_equal(module: fx.GraphModule) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """A hashable stand-in that tells 1 from 1.0 and True."""
+    """A hashable key that distinguishes 1, 1.0 and True."""
     if isinstance(value, (list, tuple)):
         return (type(value).__name__, *map(_frozen, value))
     if isinstance(value, dict):

@@ -189,7 +189,7 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
-    # RunLoop code can call this one without a Python interpreter.
+    # Compiled code can call this one without a Python interpreter.
     torch.ops.aten.linalg_solve_triangular.default: _triangular_solution,
     torch.ops.aten.mm.default: _product,
     torch.ops.aten.bmm.default: _product,
