@@ -286,12 +286,10 @@ def main() -> None:
     print("\n".join(header))
     # Longest first, so that parallel jobs end together.
     order = sorted(ports(), key=lambda name: (not name.startswith("garch"), not name.startswith("radon"), name))
+    by_nuts = ((LogisticRegression, SEED), (LogisticRegression, HELD_OUT), (Radon, SEED))
     work = [delayed(posteriordb_rows)(path, name) for name in order]
     work += [delayed(suite_rows)(name, seed) for seed in (SEED, HELD_OUT) for name in models.__all__]
-    work += [
-        delayed(nuts_rows)(kind, seed)
-        for kind, seed in ((LogisticRegression, SEED), (LogisticRegression, HELD_OUT), (Radon, SEED))
-    ]
+    work += [delayed(nuts_rows)(kind, seed) for kind, seed in by_nuts]
     every = [row for rows in Parallel(n_jobs=JOBS)(work) for row in rows]
     done, held_out = ([row for row in every if row.seed == seed] for seed in (SEED, HELD_OUT))
     real = sorted((row for row in done if row.posterior in ports()), key=lambda row: row.posterior)
