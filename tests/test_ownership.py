@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
-from guides import Amortized, Linear, MeanField
+from guides import Amortized, Global, Linear, MeanField
 from inference import elbo, fit
 from inference.engine import Eager
 from models import FactorAnalysis
@@ -113,3 +115,50 @@ class TestAFitOwnsItsParameters:
         fit(*pairs[1], self.x, **options)
         in_place = fit(*pairs[1], self.x, **options, seed=7)
         assert torch.equal(by_fit.nelbo, in_place.nelbo)
+
+
+class TestTwoInstances:
+    """Outside all calls of this suite, in Pyro's own param store."""
+
+    x = torch.linspace(-1.0, 1.0, 6)
+
+    def trained(self, model, guide, x):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        return [svi.step(x) for _ in range(5)]
+
+    @pytest.mark.parametrize("second", ["made", "copied"])
+    def test_of_a_guide_have_parameters_of_their_own(self, second):
+        one = Global(plain_model, MeanField())
+        one(self.x)
+        other = Global(plain_model, MeanField()) if second == "made" else copy.deepcopy(one)
+        other(self.x)
+        assert one.lam is not other.lam
+        before = other.lam.detach().clone()
+        self.trained(plain_model, one, self.x)
+        assert torch.equal(other.lam, before)
+        assert not torch.equal(one.lam, before)
+
+    @pytest.mark.parametrize("second", ["made", "copied"])
+    def test_of_a_model_have_parameters_of_their_own(self, second):
+        def made():
+            return FactorAnalysis(torch.nn.Parameter(torch.ones(3, 2)))
+
+        one, x = made(), torch.randn(6, 3)
+        guide = Amortized(one, MeanField(), Linear())
+        self.trained(one, guide, x)
+        other = made() if second == "made" else copy.deepcopy(one)
+        before = other.loading.detach().clone()
+        other(x)
+        assert torch.equal(other.loading, before)
+        self.trained(one, guide, x)
+        assert torch.equal(other.loading, before)
+
+    @pytest.mark.parametrize("make", [lambda m: Global(m, MeanField()), AutoNormal])
+    def test_a_fits_guide_is_not_the_users_outside_either(self, make):
+        guide = make(plain_model)
+        first = fit(plain_model, guide, self.x, steps=3, lr=0.1)
+        numbers = elbo(plain_model, first.guide, self.x).value
+        guide(self.x)
+        first.guide(self.x)
+        self.trained(plain_model, guide, self.x)
+        assert elbo(plain_model, first.guide, self.x).value == numbers

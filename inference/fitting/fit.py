@@ -40,7 +40,7 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Fit:
-    """The result of a fit. It owns its parameters: later training changes none of its numbers, and to go on from a fit leaves it as it is."""
+    """The result of a fit. It owns its parameters: no later training changes its numbers."""
 
     model: Callable[..., Any]
     """The model. A module that learns is a copy; a plain function is bound to its fitted parameters and nets."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
 from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -64,6 +66,9 @@ class BoundProgram:
 
 _ORIGINS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 """The module of the user's from which each module in a `Fit` was copied."""
+
+
+_COPIES = itertools.count(1)
 
 
 def unwrap(program: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,6 +175,10 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         # A lock, a file or the like: its parameters are exchanged in each call instead.
         return module
     _ORIGINS[new] = origin(module)
+    name, own = getattr(new, "_pyro_name", ""), f"{getattr(module, '_pyro_name', '')}@{next(_COPIES)}"
+    for part in new.modules():
+        if isinstance(part, PyroModule):  # or it would share its parameters with the original, called outside a fit
+            part._pyro_name = own + part._pyro_name.removeprefix(name)
     return new
 
 
