@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems import PAIRS, SLOW, TRACTABLE, build, demo, few, shake
+from problems import SLOW, TRACTABLE, build, demo, few, shake
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import (
@@ -438,7 +438,7 @@ class TestGuidesThatRunTheModel:
     def test_fits(self):
         """The information of its scores, the watch on its draws and the rules of a fit see a guide, not the data."""
         guide = AutoHierarchicalNormalMessenger(self.series)
-        done = fit(self.series, guide, self.X, stop=Plateau(), steps=1500, lr=0.03)
+        done = fit(self.series, guide, self.X, stop=Plateau(), steps=800, lr=0.05)
         evidence = dist.MultivariateNormal(torch.zeros(3).double(), 2.0 + torch.eye(3).double()).log_prob(self.X)
         assert abs(elbo(done.model, done.guide, self.X).value - evidence) < 0.1
         assert done.stop.converged
@@ -655,20 +655,3 @@ class TestBadInput:
         with pytest.raises(ValueError, match="discrete"):
             fit(mixture.model, mixture.guide, mixture.x, steps=3, objective=IWAE())
         assert torch.equal(mixture.lam, before)
-
-
-@pytest.mark.parametrize("model_class", TRACTABLE)
-def test_the_analytic_elbo_has_no_noise_and_scales_minibatches(model_class):
-    assert set(ALL) - set(OBJECTIVES) == {objectives.AnalyticELBO}
-    model, x = demo(model_class)
-    source = Local if isinstance(model, LocalModel) else Global
-    families = [pair.values[2] for pair in PAIRS if pair.values[:2] == (model_class, source)]
-    guide = build(model, source, families[0], x)
-    whole = objectives.AnalyticELBO()(model, guide, (x,), {})
-    torch.testing.assert_close(whole.value, -analytic_elbo(model, guide.q(x), x).sum(), atol=1e-10, rtol=0.0)
-    if isinstance(model, LocalModel):
-        parts = [
-            objectives.AnalyticELBO()(model, guide, (x[i],), {"index": i, "size": len(x)}).value
-            for i in torch.arange(len(x)).reshape(4, -1)
-        ]
-        torch.testing.assert_close(torch.stack(parts).mean(), whole.value, atol=1e-10, rtol=0.0)

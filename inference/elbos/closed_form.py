@@ -13,7 +13,7 @@ from guides import Family
 from models import Tractable
 from models.gaussian import mean_and_covariance
 
-__all__ = ["analytic_elbo", "best_elbo", "evidence_minus_kl", "kl"]
+__all__ = ["analytic_elbo", "analytic_terms", "best_elbo", "evidence_minus_kl", "kl"]
 
 
 def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
@@ -30,8 +30,14 @@ def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
     Raises:
         TypeError: if the model is not Tractable, or q has no closed form with it.
     """
+    reconstruction, complexity = analytic_terms(model, q, x)
+    return reconstruction - complexity
+
+
+def analytic_terms(model: Any, q: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
+    """E_q[log p(x | h)] and KL(q ‖ p(h)), the two terms of `analytic_elbo`, each of its shape."""
     _require_tractable(model)
-    return model.expected_log_likelihood(q, x) - kl(q, _prior(model))
+    return model.expected_log_likelihood(q, x), kl(q, _prior(model))
 
 
 def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
