@@ -87,6 +87,9 @@ class Latents:
         every = [frame for site in trace.nodes.values() if site["type"] == "sample" for frame in site["cond_indep_stack"]]
         self.depth = max((-f.dim for f in every if f.vectorized and f.dim is not None), default=0)
         self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
+        observed = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
+        self.observed_plates = frozenset(frame.name for site in observed for frame in site["cond_indep_stack"])
+        """Names of the plates that hold data."""
 
     def sample(
         self, q: TorchDistribution, plate: pyro.plate | None, *, name: str = "_latent"
@@ -165,6 +168,11 @@ class Latents:
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
+            if not site["is_observed"]:
+                raise ValueError(
+                    f"the latent {name!r} is not among the packed ones {sorted(values)}: the density needs a value of each "
+                    "latent."
+                )
             value = site["log_prob"]
             if name in densities:
                 value = value + site["scale"] * densities[name]

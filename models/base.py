@@ -112,7 +112,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         """Draws (h, x) from the joint, with `n` rows of x. The global random state is left unchanged.
 
         Returns:
-            The value of the site ``"h"``, or, in a model without this site, a dictionary of all latents; and x.
+            The value of the site ``"h"`` if it is the only latent, else a dictionary of all latents; and x.
 
         Raises:
             ValueError: if the prior is improper.
@@ -123,7 +123,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
             torch.manual_seed(seed)
             nodes = prune_subsample_sites(poutine.trace(self).get_trace(size=n)).nodes
         latents = {k: s["value"] for k, s in nodes.items() if s["type"] == "sample" and k != "x"}
-        return latents.get("h", latents), nodes["x"]["value"]
+        return latents["h"] if set(latents) == {"h"} else latents, nodes["x"]["value"]
 
     def check_data(self, x: Tensor) -> None:
         """Raises a TypeError or ValueError that names the first row of `x` that this model cannot produce."""

@@ -48,5 +48,6 @@ def bidirectional(model: Model, n: int, *, guide: Callable[..., Any] | None = No
     h, x = model.simulate(n, seed=seed)
     start = Prior(model) if guide is None else guide
     lower = ais(model, start, x, seed=seed, **options)
-    upper = ais_reverse(model, start, x, {"h": h}, seed=seed + 1, **options)
+    exact = h if isinstance(h, dict) else {"h": h}
+    upper = ais_reverse(model, start, x, exact, seed=seed + 1, **options)
     return Sandwich(x, lower, upper)
