@@ -438,7 +438,7 @@ class TestGuidesThatRunTheModel:
     def test_fits(self):
         """The information of its scores, the watch on its draws and the rules of a fit see a guide, not the data."""
         guide = AutoHierarchicalNormalMessenger(self.series)
-        done = fit(self.series, guide, self.X, stop=Plateau(), steps=800, lr=0.05)
+        done = fit(self.series, guide, self.X, stop=Plateau(), steps=1500, lr=0.03)
         evidence = dist.MultivariateNormal(torch.zeros(3).double(), 2.0 + torch.eye(3).double()).log_prob(self.X)
         assert abs(elbo(done.model, done.guide, self.X).value - evidence) < 0.1
         assert done.stop.converged
