@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .arguments import check_rows, matrix
 from .datasets import Dataset
+from .threads import one_thread
 
 __all__ = ["HierarchicalModel", "LocalModel", "Model", "RegressionModel", "Tractable"]
 
@@ -119,7 +120,13 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         """
         if not self.proper:
             raise ValueError(f"{type(self).__name__} has an improper prior, which cannot be drawn from: give x.")
-        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        with (
+            one_thread(),
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            pyro.get_param_store().scope(),
+            poutine.block(),
+        ):
             torch.manual_seed(seed)
             nodes = prune_subsample_sites(poutine.trace(self).get_trace(size=n)).nodes
         latents = {k: s["value"] for k, s in nodes.items() if s["type"] == "sample" and k != "x"}

@@ -13,6 +13,8 @@ from guides import Family
 from models import Tractable
 from models.gaussian import mean_and_covariance
 
+from ..programs.isolation import isolated
+
 __all__ = ["analytic_elbo", "analytic_terms", "best_elbo", "evidence_minus_kl", "kl"]
 
 
@@ -93,7 +95,7 @@ def kl(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _prior(model: Any) -> Distribution:
-    with poutine.block():
+    with isolated(0), poutine.block():
         prior: Distribution = poutine.trace(model.prior).get_trace().nodes["h"]["fn"]
     return prior
 

@@ -19,13 +19,14 @@ from guides import Defensive, Guide, Posterior, Prior
 
 from .bound import unwrap
 from .traced_pairs import runs_the_model, trace_pair
+from .separation import separated
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
 
 
 def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
     """The positional arguments of one call of the model: a tuple as it is, or a single tensor."""
-    return x if isinstance(x, tuple) else (x,)
+    return separated(x if isinstance(x, tuple) else (x,))
 
 
 def check_count(*, least: int = 1, **options: Any) -> None:
