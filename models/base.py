@@ -137,11 +137,16 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         check_rows(x, self.data_shape, self.support, self.dtype, owner=type(self).__name__)
 
     def declare(self, name: str, value: Tensor, constraint: constraints.Constraint = constraints.real) -> None:
-        """Stores `value` as the attribute `name`: learned within `constraint` if it is a Parameter, else fixed."""
+        """Stores `value` as the attribute `name`: learned within `constraint` if it is a Parameter, else fixed.
+
+        Every tensor among the arguments of a model's constructor passes through here.
+        """
         if not isinstance(value, torch.nn.Parameter):
             self.register_buffer(name, value)
         elif constraint is constraints.real:
             setattr(self, name, value)
+        elif not value.requires_grad:
+            self.register_buffer(name, value.detach().clone())
         else:
             setattr(self, name, PyroParam(value.detach().clone(), constraint=constraint))
 
@@ -247,16 +252,20 @@ class RegressionModel(_SizedModel):
 
 @runtime_checkable
 class Tractable(Protocol):
-    """A model with closed-form answers. They give the ELBO by two independent routes, which must agree."""
+    """A model with closed-form answers. They give the ELBO by two independent routes, which must agree.
+
+    They are computed in float64, whatever the dtype of model and data. Numbers of nats are also returned in float64: over a
+    million data, float32 would round log p(x) to a quarter of a nat. The posterior has the dtype of the data, as draws have.
+    """
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """p(h | x): batch shape (N,) for a local model, () for a global one."""
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), in nats: shape (N,) for a local model, () for a global one."""
+        """log p(x), in nats: shape (N,) for a local model, () for a global one; float64."""
 
     def expected_log_likelihood(self, q: Any, x: Tensor) -> Tensor:
-        """E_q[log p(x | h)] in closed form: shape (N,) for a local model, () for a global one.
+        """E_q[log p(x | h)] in closed form: shape (N,) for a local model, () for a global one; float64.
 
         q is Gaussian; if the prior is conjugate but not Gaussian, q is of the prior's family.
         """

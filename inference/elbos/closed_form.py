@@ -12,6 +12,7 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 from guides import Family
 from models import Tractable
 from models.gaussian import mean_and_covariance
+from models.precision import widened
 
 from ..programs.isolation import isolated
 
@@ -27,7 +28,7 @@ def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
         x: the data, shape (N, *data_shape).
 
     Returns:
-        Shape (N,) for a local model, () for a global one. Differentiable in the parameters of q and of the model.
+        Shape (N,) for a local model, () for a global one; float64. Differentiable in the parameters of q and of the model.
 
     Raises:
         TypeError: if the model is not Tractable, or q has no closed form with it.
@@ -39,14 +40,14 @@ def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
 def analytic_terms(model: Any, q: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
     """E_q[log p(x | h)] and KL(q ‖ p(h)), the two terms of `analytic_elbo`, each of its shape."""
     _require_tractable(model)
-    return model.expected_log_likelihood(q, x), kl(q, _prior(model))
+    return model.expected_log_likelihood(q, x), kl(widened(q), widened(_prior(model)))
 
 
 def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
     """log p(x) − KL(q ‖ p(h | x)) in closed form: the ELBO by a second route. Arguments and result as for `analytic_elbo`."""
     _require_tractable(model)
     evidence: Tensor = model.log_evidence(x)
-    return evidence - kl(q, model.posterior(x))
+    return evidence - kl(widened(q), widened(model.posterior(x)))
 
 
 def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 10.1.2; Turner & Sahani (2011).
     """
     _require_tractable(model)
-    _, covariance = mean_and_covariance(model.posterior(x))
+    _, covariance = mean_and_covariance(widened(model.posterior(x)))
     family = family.over(covariance.shape[-1])
     blocks = family.blocks()
     if blocks is None:
