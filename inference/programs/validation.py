@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from guides import Defensive, Guide, Posterior, Prior
 
 from .bound import unwrap
-from .traced_pairs import runs_the_model, trace_pair
 from .separation import separated
+from .traced_pairs import runs_the_model, trace_pair
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
 
