@@ -17,7 +17,7 @@ from guides import Guide
 from ..evidence.ais import annealed
 from ..evidence.annealing_path import paths_from
 from ..evidence.estimate import LogMean
-from ..evidence.finite import require_finite
+from ..evidence.finite import require_density, require_finite
 from ..evidence.packed_guide import PackedGuide
 from ..evidence.packed_model import PackedModel
 from ..fitting.unseen import Ascent, check_ascent, log_weights
@@ -143,6 +143,7 @@ def gaps(
     with isolated(seed), whole_data():
         check_pair(model, guide, args, {})
         stages = best_stages(model, guide, args, training=training, ascent=ascent)
+        require_density(stages.own.family(stages.own.lam), "gaps")
     exact = _exact(model, args, per_datum=stages.own.per_datum)
     elbos = _elbos(model, stages, args, draws=draws, seed=seed + 1)
     if exact is not None:

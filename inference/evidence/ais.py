@@ -15,6 +15,7 @@ from ..programs.validation import as_args, check_count, check_data, check_pair
 from ..programs.whole_data import whole_data
 from .annealing_path import AnnealingPath, annealing_paths
 from .estimate import Evidence, LogMean
+from .finite import require_finite
 from .hmc import transition
 
 __all__ = ["ais", "ais_reverse", "annealed"]
@@ -88,6 +89,11 @@ def ais_reverse(
 
     Reference: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
     """
+
+    if not isinstance(h, dict):
+        raise TypeError(f"ais_reverse: h must be a dictionary of the latents by name, but is {type(h).__name__}.")
+    for name, value in h.items():
+        require_finite(value, f"ais_reverse: the given draw of {name!r}", cause="every latent needs a number")
 
     def start(path: AnnealingPath) -> Tensor:
         exact = {name: value if path.rows is None else value[path.rows] for name, value in h.items()}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from guides import Guide, Prior
@@ -13,10 +15,14 @@ from guides.latents import Latents
 
 from ..programs.draws import draw_all
 from .blocks import row_blocks
+from .finite import require_density
 from .packed_guide import PackedGuide, data_are_independent, packed_guide
 from .packed_model import PackedModel
 
 __all__ = ["AnnealingPath", "annealing_paths", "paths_from"]
+
+
+DISCRETE = "ais needs gradients in h, but a latent of this model is discrete: use iwae, or sum the latent out."
 
 
 class AnnealingPath(NamedTuple):
@@ -54,7 +60,7 @@ def annealing_paths(model: Callable[..., Any], guide: Callable[..., Any], args: 
 def paths_from(model: Callable[..., Any], packed: PackedGuide, args: tuple[Any, ...]) -> Iterator[AnnealingPath]:
     """One path for each block of data, from q = packed.family(packed.lam)."""
     if packed.latents.discrete:
-        raise ValueError("ais needs gradients in h, but a latent of this model is discrete: use iwae, or sum the latent out.")
+        raise ValueError(DISCRETE)
     for rows, block in row_blocks(model, packed.latents, args):
         yield _from_q(model, packed, rows, block)
 
@@ -63,13 +69,10 @@ def _from_q(model: Any, packed: PackedGuide, rows: Tensor | None, block: tuple[A
     q = packed.family(packed.lam.detach() if rows is None else packed.lam.detach()[rows])
     joint = PackedModel(model, packed.latents, block)
 
+    require_density(q, "ais")
+
     def start(chains: int) -> Tensor:
         h: Tensor = q.sample((chains,))
-        if not q.log_prob(h).isfinite().all():
-            raise ValueError(
-                f"ais anneals from the density of q, but that of {type(packed.family).__name__} is not finite at its own "
-                "draws: a point mass has none; use another family."
-            )
         return h
 
     def ends(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +83,8 @@ def _from_q(model: Any, packed: PackedGuide, rows: Tensor | None, block: tuple[A
 
 def _from_prior(model: Any, prior: Prior, args: tuple[Any, ...]) -> Iterator[AnnealingPath]:
     plate = "data" if data_are_independent(model, prior, args) else None
+    if _has_discrete(model, args):
+        raise ValueError(DISCRETE)
     latents = Latents(model, args, {}, plate=plate)
     for rows, block in row_blocks(model, latents, args):
         joint = PackedModel(model, latents, block)
@@ -92,3 +97,9 @@ def _from_prior(model: Any, prior: Prior, args: tuple[Any, ...]) -> Iterator[Ann
             return log_prior, log_prior + likelihood
 
         yield AnnealingPath(latents, rows, start, ends)
+
+
+def _has_discrete(model: Any, args: tuple[Any, ...]) -> bool:
+    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+        nodes = prune_subsample_sites(poutine.trace(model).get_trace(*args)).nodes
+    return any(s["type"] == "sample" and not s["is_observed"] and s["fn"].support.is_discrete for s in nodes.values())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["require_finite"]
+__all__ = ["require_density", "require_finite"]
 
 
 def require_finite(value: Tensor, what: str, *, cause: str = "") -> Tensor:
@@ -35,3 +37,10 @@ def require_finite(value: Tensor, what: str, *, cause: str = "") -> Tensor:
     raise ValueError(
         f"{what}{of} is {number}: {why}. Bring x to the scale of the model, use float64, or fit q closer to the posterior."
     )
+
+
+def require_density(q: Any, owner: str) -> None:
+    """Raises a ValueError if a coordinate of q is a point mass, which has no density."""
+    draws = q.sample((4,))
+    if bool((draws == draws[:1]).all(0).any()):
+        raise ValueError(f"{owner}: q is a point mass, without a density, so its ELBO is −inf; use another family.")

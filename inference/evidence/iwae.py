@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from guides.latents import check_supports
+
+from ..programs.bound import unwrap
 from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -41,7 +45,8 @@ def iwae(
         One value per datum if every site of model and guide lies inside the data plate, else one value for all data.
 
     Raises:
-        TypeError, ValueError: for bad input; for a point mass as q, which has no importance weights.
+        TypeError, ValueError: for bad input; for a point mass as q, which has no importance weights; for an autoguide of a
+            model in which the support of a latent depends on another one.
 
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
     """
@@ -51,6 +56,8 @@ def iwae(
     blocks = []
     with isolated(seed), whole_data(), torch.no_grad():
         check_pair(model, guide, args, {})
+        if isinstance(unwrap(guide), AutoGuide):
+            check_supports(model, *args)
         for block, proposal in guide_blocks(model, guide, args):
             mean = LogMean(draws)
             for chunk in draw_chunks(model, proposal, block, draws=draws):
