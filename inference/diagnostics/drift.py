@@ -107,7 +107,8 @@ def drift(
         end = _moved(joint, u, moves, leapfrog)
     origin = ancestors[:, list(weighted.scalars.datum) if ancestors.shape[1] > 1 else [0] * len(weighted.scalars.names)]
     before = weighted.scalars.draws.gather(0, origin)
-    after = scalars(quantities(model, joint.constrain(end))).draws
+    table = scalars(quantities(model, joint.constrain(end)))
+    after = table.draws[:, [table.names.index(name) for name in weighted.scalars.names]]
     return _deviations(before, after, origin, len(weighted.log_weights))
 
 

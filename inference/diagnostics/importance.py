@@ -14,8 +14,9 @@ from models import Model
 from ..evidence.psis import psis
 from ..programs.bound import unwrap
 from ..programs.draws import draw_all
+from ..programs.free_coordinates import free_scalars
 from ..programs.isolation import isolated
-from ..programs.quantities import Scalars, quantities, scalars
+from ..programs.quantities import Scalars
 from ..programs.validation import as_args, check_count, check_data, check_pair
 
 __all__ = ["Importance", "ImportanceEvidence", "Moments", "importance"]
@@ -147,7 +148,7 @@ def importance(
     joint = log_weights.sum(-1) if local else log_weights
     own = unwrap(model)
     return Importance(
-        scalars=scalars(quantities(model, found.h)),
+        scalars=free_scalars(model, args, found.h),
         h=found.h,
         log_weights=joint,
         log_weights_per_datum=log_weights if local else None,
