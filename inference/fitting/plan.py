@@ -18,6 +18,7 @@ from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batch, Batches
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
+from ..programs.minibatch_check import check_minibatch_scale
 from ..programs.validation import check_data, check_minibatch, check_rate
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
@@ -129,6 +130,7 @@ class FitPlan:
             batch: for `Workspace.batch`; by default the first of the new minibatches.
         """
         batches, rows = Batches(self.args, self.batch_size, self.transform), LocalRows()
+        new = batch is None
         if batch is None:
             batch = batches.peek()
             if self.transform is not None:
@@ -136,6 +138,8 @@ class FitPlan:
         plain = self.objective is None or isinstance(self.objective, Trace_ELBO | TraceELBO)
         enumerated = not plain and not isinstance(self.optimiser, Solver)
         parameters, names = collect_parameters(self.model, self.guide, batch, rows, enumerated=enumerated)
+        if new and self.batch_size is not None:
+            check_minibatch_scale(self.model, self.guide, self.args, self.batch_size, transform=self.transform)
         return Workspace(batches, batch, rows, parameters, names)
 
     def problem(self, rate: float, workspace: Workspace) -> Problem:

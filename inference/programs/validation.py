@@ -8,6 +8,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
@@ -19,6 +20,8 @@ from guides import Defensive, Guide, Posterior, Prior
 
 from .bound import unwrap
 from .separation import separated
+from .isolation import isolated
+from .masked_data import fill_hidden_data
 from .traced_pairs import runs_the_model, trace_pair
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
@@ -54,8 +57,11 @@ def check_rate(lr: Any) -> None:
         raise ValueError(f"lr must be positive, but is {lr}.")
 
 
-def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Raises unless the model can have produced the data. Data of a plain Pyro model must be finite and not empty."""
+def check_data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    """Raises unless the model can have produced the data.
+
+    Data of a plain Pyro model must not be empty, and must be finite where no mask hides them.
+    """
     model = unwrap(model)
     if hasattr(model, "check_data"):
         model.check_data(*args)
@@ -65,11 +71,12 @@ def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
             continue
         if value.numel() == 0:
             raise ValueError(f"argument {position} of the model is an empty tensor of shape {tuple(value.shape)}.")
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all() and not _scores(model, args, kwargs or {}):
             bad = ~value.isfinite()
             row = int(bad.reshape(len(value), -1).any(-1).nonzero()[0]) if value.dim() else 0
             raise ValueError(
-                f"argument {position} of the model holds {value[bad][0].item()} in row {row}: data must be finite."
+                f"argument {position} of the model holds {value[bad][0].item()} in row {row}: data must be finite where no "
+                "mask (pyro.poutine.mask, obs_mask) hides them."
             )
 
 
@@ -191,6 +198,19 @@ def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Non
             if site["type"] == "sample" and not site_is_subsample(site):
                 log_prob = site["fn"].log_prob(site["value"])
                 check_site_shape({**site, "log_prob": log_prob}, max_plate_nesting=inf)
+
+
+def _scores(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the log density of the data, without what masks hide, is a number at a draw from the prior."""
+    with isolated(0), pyro.validation_enabled(False), torch.no_grad(), poutine.block():
+        try:
+            trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+            fill_hidden_data(trace)
+            trace.compute_log_prob()
+        except (RuntimeError, ValueError, TypeError, LookupError):
+            return False
+    seen = [site for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
+    return bool(seen) and all(bool(site["log_prob"].isfinite().all()) for site in seen)
 
 
 def _argument_names(program: Callable[..., Any]) -> set[str] | None:
