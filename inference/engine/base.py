@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.optim import Optimizer
 
 from .minibatches import Batch
 from .nonfinite import NonFiniteLossError, explain
 from .problem import Problem
 from .strategy import Strategy
 
-__all__ = ["Engine", "StepwiseEngine"]
+__all__ = ["Engine", "StepwiseEngine", "join"]
 
 
 class Engine(ABC):
@@ -53,6 +55,18 @@ class Engine(ABC):
         """
 
 
+def join(optimiser: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Gives the optimiser the parameters that it does not have yet: with settings of their own, if it says which."""
+    known = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    for parameter in parameters:
+        if id(parameter) in known:
+            continue
+        if hasattr(optimiser, "settings_of"):
+            optimiser.add_param_group({"params": [parameter], **optimiser.settings_of(parameter)})
+        else:
+            optimiser.param_groups[0]["params"].append(parameter)
+
+
 class StepwiseEngine(Engine):
     """Computes loss and gradients step by step, and leaves the update to the torch optimiser."""
 
@@ -74,9 +88,7 @@ class StepwiseEngine(Engine):
         if not (isfinite(loss) and self._finite_gradients()):
             self._forget_gradients()
             raise explain(problem.model, problem.guide, batch, problem.rows, step=self.taken, loss=loss, rng=rng)
-        groups = problem.optimiser.param_groups
-        known = {id(parameter) for group in groups for parameter in group["params"]}
-        groups[0]["params"].extend(parameter for parameter in problem.parameters if id(parameter) not in known)
+        join(problem.optimiser, problem.parameters)
         problem.rows.load(problem.optimiser, batch.epoch)
         problem.optimiser.step()
         problem.rows.store(problem.optimiser)

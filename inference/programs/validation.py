@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from guides import Defensive, Guide, Posterior, Prior
 
-from .bound import unwrap
-from .separation import separated
+from .bound import origin, unwrap
 from .isolation import isolated
 from .masked_data import fill_hidden_data
+from .separation import separated
 from .traced_pairs import runs_the_model, trace_pair
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
@@ -105,12 +105,14 @@ def check_pair(
     kwargs: dict[str, Any],
     *,
     enumerated: bool = False,
+    undrawn: bool = False,
 ) -> tuple[set[str], set[str]]:
     """Runs the pair once, which creates its parameters. Raises unless the guide draws exactly the latents of the model.
 
     Args:
         model, guide, args, kwargs: the pair and the arguments of one call.
         enumerated: whether latents that the model marks for enumeration may be missing from the guide.
+        undrawn: whether the model may have no latent, and the guide leave latents to the prior, which warns.
 
     Returns:
         Names of the parameters of the model, and of the guide.
@@ -125,7 +127,7 @@ def check_pair(
     try:
         with torch.no_grad():
             guide_trace, model_trace = trace_pair(model, guide, args, kwargs)
-        _check_sites(guide_trace, model_trace, enumerated=enumerated)
+        _check_sites(guide_trace, model_trace, enumerated=enumerated, undrawn=undrawn)
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
     except (ValueError, RuntimeError) as error:
@@ -139,14 +141,14 @@ def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> No
     """Raises if the guide was built for another model, which it would run in place of this one."""
     own: Any = poutine.unwrap(unwrap(guide)) if runs_the_model(guide) else unwrap(guide)
     built_for_one = runs_the_model(guide) or isinstance(own, (Defensive, Guide, Posterior, Prior))
-    if built_for_one and unwrap(own.model) != unwrap(model):
+    if built_for_one and origin(own.model) is not origin(model):
         raise ValueError(
             f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
             f"{_name(unwrap(model))}."
         )
 
 
-def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool) -> None:
+def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool, undrawn: bool) -> None:
     latents: set[str] = set()
     summed_out: set[str] = set()
     for name, site in prune_subsample_sites(model_trace).nodes.items():
@@ -162,14 +164,22 @@ def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enum
             f"the guide scores the data at the site {seen[0]!r}, as the model does, so that log p(x | h) and log q cancel: a "
             "guide draws latents only. If it runs the model inside a list of guides, give that part alone."
         )
-    if not latents | summed_out:
+    if not (latents | summed_out or undrawn):
         raise ValueError("the model has no latent site, so there is no posterior to approximate.")
-    if missing := sorted(latents - drawn):
+    missing, surplus = sorted(latents - drawn), sorted(drawn - latents - summed_out)
+    if missing and undrawn and not surplus:
+        warnings.warn(
+            f"the guide leaves {missing} to the prior: as in Pyro's SVI, the loss holds their log p and no log q, so that it "
+            "is not −ELBO; draw them in the guide for a bound.",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif missing:
         raise ValueError(
             f"the guide does not draw the latent {missing[0]!r} of the model: it draws {sorted(drawn)}, the model's latents "
             f"are {sorted(latents)}. Give both the same site names."
         )
-    if surplus := sorted(drawn - latents - summed_out):
+    if surplus:
         raise ValueError(
             f"the guide draws {surplus[0]!r}, which is no latent of the model: its latents are {sorted(latents)}. Rename the "
             "site, or mark it by infer={'is_auxiliary': True}."
