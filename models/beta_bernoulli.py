@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Beta, Distribution, Independent
 
-from .arguments import positive
+from .arguments import count, positive
 from .base import Model
 from .datasets import Dataset
 
@@ -39,6 +39,7 @@ class BetaBernoulli(Model):
 
     def __init__(self, dim: int = 1, *, successes: Tensor | float = 1.0, failures: Tensor | float = 1.0) -> None:
         super().__init__()
+        dim = count("BetaBernoulli: dim", dim)
         self.register_buffer("successes", positive("successes", successes, (dim,)))
         self.register_buffer("failures", positive("failures", failures, (dim,)))
 

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
-from .arguments import positive
+from .arguments import count, positive
 from .base import Model
 from .datasets import Dataset
 
@@ -38,8 +38,7 @@ class DirichletCategorical(Model):
 
     def __init__(self, categories: int = 2, *, concentration: Tensor | float = 1.0) -> None:
         super().__init__()
-        if categories < 2:
-            raise ValueError(f"DirichletCategorical: categories must be at least 2, but is {categories}.")
+        categories = count("DirichletCategorical: categories", categories, least=2)
         self.register_buffer("concentration", positive("concentration", concentration, (categories,)))
 
     @classmethod

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent
 
-from .arguments import positive
+from .arguments import count, positive
 from .base import Model
 from .datasets import Dataset
 
@@ -39,6 +39,7 @@ class GammaPoisson(Model):
 
     def __init__(self, dim: int = 1, *, shape: Tensor | float = 1.0, rate: Tensor | float = 1.0) -> None:
         super().__init__()
+        dim = count("GammaPoisson: dim", dim)
         self.register_buffer("shape", positive("shape", shape, (dim,)))
         self.register_buffer("rate", positive("rate", rate, (dim,)))
 

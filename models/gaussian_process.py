@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive
+from .arguments import number, positive
 from .base import RegressionModel
 from .datasets import Dataset
 from .gaussian import reconstruction
@@ -53,12 +53,11 @@ class GaussianProcess(RegressionModel):
         jitter: float = 1e-4,
     ) -> None:
         super().__init__(covariates)
+        covariates = self.covariates
         self.register_buffer("lengthscale", positive("lengthscale", lengthscale, (), like=covariates))
         self.register_buffer("scale", positive("scale", scale, (), like=covariates))
         self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (), like=covariates))
-        if not jitter > 0:
-            raise ValueError(f"GaussianProcess: jitter must be positive, but is {jitter}.")
-        self.jitter = jitter
+        self.jitter = number("GaussianProcess: jitter", jitter, above=0)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:

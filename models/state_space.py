@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive, real
+from .arguments import count, positive, real
 from .base import LocalModel
 from .datasets import Dataset
 from .gaussian import reconstruction
@@ -61,9 +61,7 @@ class StateSpace(LocalModel):
         initial_scale: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"StateSpace: steps must be at least 1, but is {steps}.")
-        self.steps = steps
+        self.steps = count("StateSpace: steps", steps)
         self.register_buffer("transition", real("transition", transition, ()))
         self.register_buffer("drift_scale", positive("drift_scale", drift_scale, ()))
         self.register_buffer("noise_scale", positive("noise_scale", noise_scale, ()))

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from .arguments import count, counts, instance, shown
 from .base import LocalModel
 from .datasets import Dataset
 from .decoders import MLP
@@ -52,13 +53,13 @@ class VAE(LocalModel):
         observation: Observation | None = None,
     ) -> None:
         super().__init__()
-        if latents < 1 or not data_shape or min(data_shape) < 1:
-            raise ValueError(
-                f"{type(self).__name__}: latents and every side of data_shape must be positive, but are {latents} and "
-                f"{data_shape}."
-            )
+        owner = type(self).__name__
+        latents, self._shape = count(f"{owner}: latents", latents), counts(f"{owner}: data_shape", data_shape)
+        if observation is not None:
+            instance(f"{owner}: observation", observation, Observation, example="Gaussian()")
+        if not (decoder is None or callable(decoder)) or isinstance(decoder, type):
+            raise TypeError(f"{owner}: decoder must be a net or a spec such as MLP(), but is {shown(decoder)}.")
         spec = MLP() if decoder is None else decoder
-        self._shape = tuple(data_shape)
         self.decoder = spec if isinstance(spec, nn.Module) else spec(latents, self._shape)
         self.observation = Bernoulli() if observation is None else observation
         self.support = self.observation.support

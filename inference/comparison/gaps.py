@@ -19,6 +19,7 @@ from ..evidence import Evidence, ais, iwae
 from ..evidence.blocks import with_table
 from ..fitting.unseen import Ascent, log_weights
 from ..plots.gap_bars import gap_bars
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
@@ -88,6 +89,7 @@ class Gaps:
         return gap_bars({name: (part.mean, part.mean_se) for name, part in self.parts.items()}, title=title)
 
 
+@checked
 def gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from guides import Guide
 
+from ..programs.arguments import checked
 from ..programs.posterior_means import posterior_means
 
 __all__ = ["active_units"]
 
 
+@checked
 def active_units(guide: Guide, x: Tensor, *, seed: int = 0) -> Tensor:
     """Variance over the data of E_q[h | x] for each latent coordinate, shape (k,). A unit counts as active above 0.01.
 

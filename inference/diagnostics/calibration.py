@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from models import LocalModel, Model
 
 from ..plots.rank_histograms import rank_histograms
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import quantities, scalars
@@ -56,6 +57,7 @@ class Calibration:
         """p-value of the hypothesis that every scalar is calibrated: the smallest of `p_values` times D (Bonferroni)."""
         return min(1.0, float(self.p_values.min()) * len(self.p_values))
 
+    @checked
     def ecdf_band(self, *, level: float = 0.95, seed: int = 0) -> tuple[Tensor, Tensor]:
         """ECDF of the ranks minus the uniform ECDF, shape (D, draws + 1), and half the width of a band, shape (draws + 1,).
 
@@ -85,6 +87,7 @@ class Calibration:
         )
 
 
+@checked
 def calibration(
     model: Model,
     q: Callable[[Tensor], Any],

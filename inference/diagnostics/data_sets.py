@@ -14,6 +14,7 @@ from models import LocalModel, Model
 from models.base import data_plate
 from models.datasets import Dataset
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities
 
@@ -35,6 +36,7 @@ class DataSets(LocalModel):
         ValueError: if the model cannot simulate data, or its latents are discrete.
     """
 
+    @checked
     def __init__(self, model: Model, rows: int) -> None:
         super().__init__()
         self._inner = (model,)
@@ -95,6 +97,7 @@ class DataSets(LocalModel):
             pyro.factor("x", density)
         return density
 
+    @checked
     def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
         """`n` pairs of latents, shape (n, dim), and data sets, shape (n, rows, *data_shape)."""
         pairs = [self.inner.simulate(self.rows, seed=seed + i) for i in range(n)]

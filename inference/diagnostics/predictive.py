@@ -11,6 +11,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from ..evidence.psis import leave_one_out_density
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.validation import as_args
@@ -36,6 +37,7 @@ class LOO(NamedTuple):
     """Pareto k̂ of each datum's weights, shape (N,); above 0.7 that datum's entry is unreliable."""
 
 
+@checked
 def predictive_coverage(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -68,6 +70,7 @@ def predictive_coverage(
     return Coverage(tuple(levels), tuple(shares))
 
 
+@checked
 def loo(
     model: Callable[..., Any], guide: Callable[..., Any], x: Tensor | tuple[Any, ...], *, draws: int = 2000, seed: int = 0
 ) -> LOO:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 
 __all__ = ["SteinCheck", "stein_check"]
@@ -30,6 +31,7 @@ class SteinCheck:
         return float(torch.cat([self.score, self.stein]).abs().max())
 
 
+@checked
 def stein_check(
     model: Callable[..., Any], x: Tensor | tuple[Any, ...], draws: Mapping[str, Tensor], *, chains: int = 1
 ) -> SteinCheck:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 
@@ -25,6 +26,7 @@ class SteinDiscrepancy(NamedTuple):
     """p-value of the hypothesis that the draws are independent draws from the posterior; by the multiplier bootstrap."""
 
 
+@checked
 def kernel_stein_discrepancy(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 
 __all__ = ["MMD", "c2st", "mmd"]
@@ -21,6 +22,7 @@ class MMD(NamedTuple):
     p_value: float
 
 
+@checked
 def c2st(a: Tensor, b: Tensor, *, folds: int = 5, seed: int = 0) -> float:
     """Cross-validated accuracy of a small neural net that classifies draws by their sample: ½ if alike, 1 if disjoint.
 
@@ -49,6 +51,7 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, seed: int = 0) -> float:
         return float(cross_val_score(net, features, labels, cv=KFold(folds, shuffle=True, random_state=seed)).mean())
 
 
+@checked
 def mmd(a: Tensor, b: Tensor, *, permutations: int = 200, seed: int = 0) -> MMD:
     """Squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance. Costs O((K + L)²).
 

@@ -13,9 +13,12 @@ from guides import Family
 from models import Tractable
 from models.gaussian import mean_and_covariance
 
+from ..programs.arguments import checked
+
 __all__ = ["analytic_elbo", "best_elbo", "evidence_minus_kl", "kl"]
 
 
+@checked
 def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
     """E_q[log p(x | h)] − KL(q ‖ p(h)) in closed form, in nats: reconstruction minus complexity.
 
@@ -34,6 +37,7 @@ def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
     return model.expected_log_likelihood(q, x) - kl(q, _prior(model))
 
 
+@checked
 def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
     """log p(x) − KL(q ‖ p(h | x)) in closed form: the ELBO by a second route. Arguments and result as for `analytic_elbo`."""
     _require_tractable(model)
@@ -41,6 +45,7 @@ def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
     return evidence - kl(q, model.posterior(x))
 
 
+@checked
 def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     r"""The highest ELBO that a Gaussian family can reach on a linear-Gaussian model, in closed form.
 
@@ -76,6 +81,7 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     return evidence - 0.5 * (within - torch.logdet(precision))
 
 
+@checked
 def kl(q: Distribution, p: Distribution) -> Tensor:
     """KL(q ‖ p) in nats: torch's closed form if it has one, else that of two Gaussians with these means and covariances."""
     if p.batch_shape != q.batch_shape:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -17,6 +18,7 @@ from .estimate import Evidence, LogMean
 __all__ = ["iwae"]
 
 
+@checked
 def iwae(
     model: Callable[..., Any],
     guide: Callable[..., Any],

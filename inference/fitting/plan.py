@@ -18,6 +18,7 @@ from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batch, Batches
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
+from ..programs.arguments import checked
 from ..programs.validation import check_data, check_minibatch, check_rate
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
@@ -27,6 +28,7 @@ from .setup import check_method, check_optimiser, collect_parameters, gradients_
 __all__ = ["FitPlan", "Workspace", "cosine"]
 
 
+@checked
 def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
     """A learning rate that falls to zero along half a cosine, which removes the noise of the last iterates."""
     return CosineAnnealingLR(optimiser, steps)

@@ -13,6 +13,7 @@ from guides import Guide, Local
 from guides.families import Family
 from guides.latents import Latents
 
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_rate
 
@@ -34,6 +35,7 @@ class Ascent(NamedTuple):
     """Draws per datum and step."""
 
 
+@checked
 def fit_unseen(guide: Guide, x: Tensor | tuple[Any, ...], *, ascent: Ascent | None = None, seed: int = 0) -> Local:
     """Fits a `Local` guide of the same model and family to data x that `guide` has not seen. The model is frozen.
 

@@ -12,12 +12,14 @@ import numpy as np
 import pyro
 import torch
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 from .base import MAX_DENSE_DIM, Chains, Length, start
 
 __all__ = ["double_precision", "numpyro_nuts", "vectorised_potential"]
 
 
+@checked
 def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """NumPyro's NUTS with all chains in step, so one vectorised call evaluates density and score of all chains.
 

@@ -9,12 +9,14 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 from .base import MAX_DENSE_DIM, Chains, Length, start
 
 __all__ = ["pyro_nuts"]
 
 
+@checked
 def pyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """Pyro's NUTS, one chain after the other."""
     runs = []

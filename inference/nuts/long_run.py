@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
@@ -70,6 +71,7 @@ class LongRun:
         write_run(file, {"names": names, **arrays, "divergences": self.divergences, "about": about})
 
 
+@checked
 def reference(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],

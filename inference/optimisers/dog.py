@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from models.arguments import number
+
 __all__ = ["DoG", "DoWG", "JointStep"]
 
 
@@ -26,8 +28,7 @@ class JointStep(Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float | None = None, *, reach: float = 1e-4) -> None:
-        if not reach > 0:
-            raise ValueError(f"{type(self).__name__}: reach must be positive, but is {reach}.")
+        reach = number(f"{type(self).__name__}: reach", reach, above=0)
         super().__init__(params, {"lr": 1.0, "reach": reach})
 
     @torch.no_grad()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.params.param_store import StateDict
 from pyro.util import get_rng_state, set_rng_state
 from torch.distributions import Distribution
 
-__all__ = ["Scope", "isolated", "param_store"]
+__all__ = ["Scope", "isolated", "param_store", "seed_all"]
 
 
 class Scope:
@@ -45,7 +47,7 @@ class Scope:
                 param_store(self.store) as store,
             ):
                 if self.rng is None:
-                    pyro.set_rng_seed(self._seed)
+                    seed_all(self._seed)
                 else:
                     set_rng_state(self.rng)
                 yield store
@@ -54,6 +56,13 @@ class Scope:
             set_rng_state(rng)
             torch.set_default_dtype(dtype)
             Distribution.set_default_validate_args(validate)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch, Python and NumPy, as `pyro.set_rng_seed`. NumPy takes 32 bits of the seed, the other two all of it."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (Pyro's samplers draw from the global generator)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models import Model
 
+from .arguments import checked
 from .bound import unwrap
 
 __all__ = ["Scalars", "quantities", "scalars"]
@@ -27,6 +28,7 @@ class Scalars(NamedTuple):
     """Position of each scalar along the first dimension of its quantity; 0 for a quantity of shape ()."""
 
 
+@checked
 def scalars(values: Mapping[str, Tensor]) -> Scalars:
     """The table of K draws of quantities, each of shape (K, *shape)."""
     names: list[str] = []
@@ -41,6 +43,7 @@ def scalars(values: Mapping[str, Tensor]) -> Scalars:
     return Scalars(tuple(names), torch.cat(columns, -1), tuple(datum))
 
 
+@checked
 def quantities(model: Callable[..., Any], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The quantities of interest at draws of the latents: the model's `quantities`, or a plain model's latents."""
     own = unwrap(model)

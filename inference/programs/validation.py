@@ -16,6 +16,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
 from guides import Defensive, Guide, Posterior, Prior
+from models.arguments import count, number
 
 from .bound import unwrap
 
@@ -30,32 +31,27 @@ def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
 def check_count(*, least: int = 1, **options: Any) -> None:
     """Raises for the first option that is not an integer of at least `least`."""
     for name, value in options.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer, but is {value!r}.")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, but is {value}.")
+        count(name, value, least=least)
 
 
 def check_draws(owner: object, draws: Any, *, least: int = 1) -> None:
     """Raises unless `draws`, an option of `owner`, is an integer of at least `least`."""
-    if isinstance(draws, bool) or not isinstance(draws, int):
-        raise TypeError(f"{type(owner).__name__}: the number of draws must be an integer, but is {draws!r}.")
-    if draws < least:
-        raise ValueError(f"{type(owner).__name__}: the number of draws must be at least {least}, but is {draws}.")
+    count(f"{type(owner).__name__}: the number of draws", draws, least=least)
 
 
 def check_rate(lr: Any) -> None:
     """Raises unless the learning rate is a positive number."""
-    if not isinstance(lr, (int, float)):
-        raise TypeError(f"lr must be a number, but is {lr!r}.")
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, but is {lr}.")
+    number("lr", lr, above=0)
 
 
 def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Raises unless the model can have produced the data. Data of a plain Pyro model must be finite and not empty."""
     model = unwrap(model)
     if hasattr(model, "check_data"):
+        try:
+            inspect.signature(model.check_data).bind(*args)
+        except TypeError:
+            raise TypeError(f"x is a tuple of {len(args)}, but {_name(model)} takes one argument: its data.") from None
         model.check_data(*args)
         return
     for position, value in enumerate(args):

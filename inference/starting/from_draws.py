@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from .base import Start
 
 __all__ = ["FromDraws"]
@@ -22,6 +23,9 @@ class FromDraws(Start):
     """
 
     latents: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         return dict(self.latents)
