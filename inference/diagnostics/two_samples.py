@@ -45,10 +45,10 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, seed: int = 0) -> float:
     features = torch.cat([a, b]).numpy()
     labels = torch.cat([torch.zeros(len(a)), torch.ones(len(b))]).numpy()
     width = 10 * a.shape[1]
-    net = MLPClassifier((width, width), max_iter=200, early_stopping=True, random_state=seed)
+    net = MLPClassifier((width, width), max_iter=200, early_stopping=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return float(cross_val_score(net, features, labels, cv=KFold(folds, shuffle=True, random_state=seed)).mean())
+        return float(cross_val_score(net, features, labels, cv=KFold(folds, shuffle=True, random_state=seed % 2**32)).mean())
 
 
 @checked
