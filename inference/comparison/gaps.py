@@ -23,7 +23,7 @@ from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
-from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
+from ..programs.validation import as_args, check_count, check_data, check_minibatch, check_pair, check_rate
 from .best_lambda import EncoderTraining, Lambdas, best_lambdas
 
 __all__ = ["Gaps", "Part", "gaps"]
@@ -134,6 +134,8 @@ def gaps(
     check_count(draws=draws, least=2)
     check_count(encoder_steps=encoder_steps, temperatures=temperatures, least=0)
     check_data(model, args)
+    if batch_size is not None:
+        check_minibatch(model, guide, args if train is None else as_args(train), batch_size)
     guide, model = _suite_guide(guide), unwrap(model)
     training = EncoderTraining(args if train is None else as_args(train), encoder_steps, encoder_lr, batch_size)
     with isolated(seed):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from models import LocalModel, Model
+from models.arguments import number
 
 from ..plots.rank_histograms import rank_histograms
 from ..programs.arguments import checked
@@ -65,6 +66,7 @@ class Calibration:
 
         Reference: Säilynoja, Bürkner & Vehtari, "Graphical test for discrete uniformity" (2022).
         """
+        number("ecdf_band: level", level, above=0, below=1)
         simulations = len(self.ranks)
         grid = torch.arange(1, self.draws + 2) / (self.draws + 1)
         spread = (grid * (1 - grid) / simulations).sqrt()
@@ -133,6 +135,7 @@ def calibration(
         raise ValueError(
             f"{type(model).__name__} is a global model: say how many rows each simulated data set has, with rows=."
         )
+    check_count(rows=rows)
     truths, each = [], []
     for simulation in range(simulations):
         h, x = model.simulate(rows, seed=seed + simulation)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.arguments import number
+
 from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
@@ -110,6 +112,7 @@ def reference(
     args = as_args(x)
     check_count(draws=draws, warmup=warmup)
     check_count(least=2, chains=chains)
+    number("target_accept", target_accept, above=0, below=1)
     check_data(model, args)
     sampler = best_sampler() if sampler is None else sampler
     length = Length(chains, draws, warmup, target_accept, seed, progress)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -16,11 +17,14 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
 from guides import Defensive, Guide, Posterior, Prior
-from models.arguments import count, number
+from models.arguments import count, number, shown
 
 from .bound import unwrap
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
+
+
+OWN_PACKAGES = frozenset({"guides", "inference", "models"})
 
 
 def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
@@ -108,11 +112,14 @@ def check_pair(
     _check_built_for(model, guide)
     own = unwrap(guide)
     if isinstance(own, Guide):
-        own.setup(*args, **kwargs)
+        with _named("guide", guide, args):
+            own.setup(*args, **kwargs)
     try:
         with torch.no_grad():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            with _named("guide", guide, args):
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            with _named("model", model, args):
+                model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         _check_sites(guide_trace, model_trace, enumerated=enumerated)
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
@@ -121,6 +128,29 @@ def check_pair(
         raise type(error)(str(error).split("\nTrace Shapes:")[0].strip()) from error
     names = [{n for n, s in trace.nodes.items() if s["type"] == "param"} for trace in (model_trace, guide_trace)]
     return names[0], names[1]
+
+
+@contextmanager
+def _named(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[None]:
+    """Adds to an error inside a program which program it was, and what it was called with. Errors of this suite stay."""
+    try:
+        yield
+    except Exception as error:
+        if raised_here(error):
+            raise
+        given = ", ".join(shown(value) for value in args) or "no arguments"
+        said = str(error).split("\nTrace Shapes:")[0].strip()
+        kind = next((k for k in (TypeError, ValueError, RuntimeError) if isinstance(error, k)), RuntimeError)
+        what = f"the {role} {_name(unwrap(program))} failed when it was called with {given}"
+        raise kind(f"{what}: {type(error).__name__}: {said}") from error
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether an error was raised by the code of this suite, whose messages say what to do, rather than by what it calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
 
 
 def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
