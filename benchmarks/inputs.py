@@ -33,6 +33,7 @@ from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import hypothesis
 import numpy as np
@@ -500,11 +501,11 @@ NAMED: dict[str, Callable[[], Any]] = {
 """Every value that may take the place of an argument, by a name for the report."""
 
 
-def fits(hint: Any, value: Any, name: str) -> bool:
+def fits(hint: Any, value: Any, subject: Subject) -> bool:
     """Whether an annotation admits a value, as far as its kind: what a checker of types would say, with NumPy's numbers."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(fits(one, value, name) for one in inner)
+        return any(fits(one, value, subject) for one in inner)
     if hint is Any:
         return True
     if hint is type(None):
@@ -519,7 +520,8 @@ def fits(hint: Any, value: Any, name: str) -> bool:
         real = isinstance(value, int | float | np.integer | np.floating | Fraction) and not boolean
         return (real or (getattr(value, "ndim", 1) == 0 and not boolean and not _complex(value))) and _finite_number(value)
     if hint is Tensor:
-        return isinstance(value, Tensor | np.ndarray | list) and not _unfit(value)
+        learned = isinstance(value, torch.nn.Parameter) and subject.function.__module__.startswith("models")
+        return learned or (isinstance(value, Tensor | np.ndarray | list) and not _unfit(value))
     if origin is tuple and inner == (Any, ...):
         return isinstance(value, tuple) and not any(_unfit(v) for v in value if isinstance(v, Tensor))
     if origin is type:
@@ -561,7 +563,7 @@ def _unfit(value: Any) -> bool:
 MAY_BE_NAN = {
     "Stop.distance", "Run.best", "Run.evidence", "Run.elbo", "Verdict.ess", "Verdict.khat", "Evidence.khat", "Importance.khat",
     "Importance.khat_per_datum", "Bounds.divergence", "Bounds.mean", "Bounds.sd", "Estimator.squared_bias",
-    "Estimator.squared_bias_se", "LOO.khat", "Coverage.share", "Scalars.draws",
+    "Estimator.squared_bias_se", "LOO.khat", "psis", "Coverage.share", "Scalars.draws",
 }  # fmt: skip
 """Fields whose documentation says when they are NaN or infinite."""
 
@@ -586,9 +588,9 @@ def numbers_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str
             yield from numbers_in(member, path, depth + 1)
 
 
-def not_finite(result: Any) -> str | None:
+def not_finite(result: Any, name: str) -> str | None:
     """The first field of a result with a number that is not finite and not documented to be so."""
-    for path, value in numbers_in(result):
+    for path, value in numbers_in(result, name):
         fine = (
             value.isfinite().all()
             if isinstance(value, Tensor) and value.numel()
@@ -652,10 +654,10 @@ def called(subject: Subject, kind: str, changes: Mapping[str, str]) -> Outcome:
         at = f" ({Path(where.filename).name}:{where.lineno}; {kind})"
         return Outcome("refused" if refusal else "obscure", subject.name, label, text + ("" if refusal else at))
     hints = hints_of(subject.function)
-    wrong = [name for name, value in values.items() if name in hints and not fits(hints[name], value, name)]
+    wrong = [name for name, value in values.items() if name in hints and not fits(hints[name], value, subject)]
     if wrong:
         return Outcome("silent", subject.name, label, f"takes a bad {wrong[0]} ({kind})")
-    if (path := not_finite(result)) is not None:
+    if (path := not_finite(result, subject.name)) is not None:
         return Outcome("silent", subject.name, label, f"{path} is not finite ({kind})")
     return Outcome("right", subject.name, label, "")
 
@@ -676,8 +678,13 @@ def calls(subject: Subject) -> st.SearchStrategy[tuple[str, dict[str, str]]]:
     kinds = st.sampled_from(KINDS[subject.name])
     if not names:
         return st.tuples(kinds, st.just({}))
-    one = st.sampled_from(names)
-    return st.tuples(kinds, st.dictionaries(one, st.sampled_from(sorted(NAMED)), min_size=1, max_size=2))
+    hints = hints_of(subject.function)
+    pairs = []
+    for name in names:
+        apt = [value for value in sorted(NAMED) if fits(hints.get(name, Any), NAMED[value](), subject)]
+        value = st.sampled_from(sorted(NAMED)) | st.sampled_from(apt) if apt else st.sampled_from(sorted(NAMED))
+        pairs.append(st.tuples(st.just(name), value))
+    return st.tuples(kinds, st.lists(st.one_of(pairs), min_size=1, max_size=2, unique_by=lambda drawn: drawn[0]).map(dict))
 
 
 def function_outcomes(total: int, seed: int, only: str | None = None) -> list[Outcome]:
@@ -693,7 +700,12 @@ def function_outcomes(total: int, seed: int, only: str | None = None) -> list[Ou
     found: list[Outcome] = []
     for subject in chosen:
         count = max(1, round(total * subject.weight / whole))
-        generate(calls(subject), count, seed, lambda drawn, subject=subject: found.append(called(subject, *drawn)))
+        generate(
+            calls(subject),
+            count,
+            seed + crc32(subject.name.encode()),
+            lambda drawn, subject=subject: found.append(called(subject, *drawn)),
+        )
     return found
 
 

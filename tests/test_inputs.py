@@ -129,7 +129,8 @@ class TestData:
         ("bad", "says"),
         [
             (X > 0, "booleans"), (X.numpy() > 0, "real numbers"), (X.to(torch.complex64), "complex"),
-            (X.to_sparse(), "sparse"), (X.to("meta"), "no values"), (X.clone().requires_grad_(), "carries a graph"), (torch.nn.Parameter(X), "graph"),
+            (X.to_sparse(), "sparse"), (X.to("meta"), "no values"), (X.clone().requires_grad_(), "carries a graph"),
+            (torch.nn.Parameter(X), "graph"),
             ([[1.0], [2.0, 3.0]], "rows of one length"), (np.array(["a"]), "real numbers"),
             ("data.csv", "tensor"), (None, "tensor"), (3.0, "tensor"), (np.full((5, 1), 1e300), "beyond torch.float32"),
             ((X, X), "takes one argument"),

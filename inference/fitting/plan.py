@@ -19,7 +19,7 @@ from ..engine.minibatches import Batch, Batches
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
 from ..programs.arguments import checked
-from ..programs.validation import check_data, check_minibatch, check_rate
+from ..programs.validation import check_data, check_minibatch, check_rate, naming
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
 from .run import LiveRun
@@ -132,7 +132,8 @@ class FitPlan:
         """
         batches, rows = Batches(self.args, self.batch_size, self.transform), LocalRows()
         if batch is None:
-            batch = batches.peek()
+            with naming("transform", self.transform or self.model, self.args[:1]):
+                batch = batches.peek()
             if self.transform is not None:
                 check_data(self.model, batch.args)
         plain = self.objective is None or isinstance(self.objective, Trace_ELBO | TraceELBO)

@@ -21,7 +21,7 @@ from models.arguments import count, number, shown
 
 from .bound import unwrap
 
-__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
+__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate", "naming"]
 
 
 OWN_PACKAGES = frozenset({"guides", "inference", "models"})
@@ -112,13 +112,13 @@ def check_pair(
     _check_built_for(model, guide)
     own = unwrap(guide)
     if isinstance(own, Guide):
-        with _named("guide", guide, args):
+        with naming("guide", guide, args):
             own.setup(*args, **kwargs)
     try:
         with torch.no_grad():
-            with _named("guide", guide, args):
+            with naming("guide", guide, args):
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            with _named("model", model, args):
+            with naming("model", model, args):
                 model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         _check_sites(guide_trace, model_trace, enumerated=enumerated)
         if is_validation_enabled():
@@ -131,12 +131,12 @@ def check_pair(
 
 
 @contextmanager
-def _named(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[None]:
+def naming(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[None]:
     """Adds to an error inside a program which program it was, and what it was called with. Errors of this suite stay."""
     try:
         yield
     except Exception as error:
-        if raised_here(error):
+        if _raised_here(error):
             raise
         given = ", ".join(shown(value) for value in args) or "no arguments"
         said = str(error).split("\nTrace Shapes:")[0].strip()
@@ -145,7 +145,7 @@ def _named(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Ite
         raise kind(f"{what}: {type(error).__name__}: {said}") from error
 
 
-def raised_here(error: BaseException) -> bool:
+def _raised_here(error: BaseException) -> bool:
     """Whether an error was raised by the code of this suite, whose messages say what to do, rather than by what it calls."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
