@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["MAX_COUNT", "count", "counts", "flag", "maker", "number", "program"]
 
@@ -33,7 +34,8 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
 
 def counts(name: str, values: Any, *, empty: bool = False) -> tuple[int, ...]:
     """A sequence of integers from 1 as a tuple, `empty` or not; raises as `count`."""
-    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str | bytes) or np.ndim(values) > 1:
+    is_row = values.ndim == 1 if isinstance(values, np.ndarray) else isinstance(values, Sequence)
+    if not is_row or isinstance(values, str | bytes | Tensor):
         raise TypeError(f"{name} must be a sequence of integers, but is {values!r}.")
     if not (len(values) or empty):
         raise ValueError(f"{name} must have at least one entry.")
@@ -79,4 +81,8 @@ def program(name: str, value: Any) -> Callable[..., Any]:
         raise TypeError(f"{name} must be a Pyro program, but is the class {value.__name__}: pass an instance.")
     if not callable(value):
         raise TypeError(f"{name} must be a Pyro program, which can be called, but is {value!r}.")
+    try:
+        inspect.signature(value.forward if isinstance(value, nn.Module) else value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a Pyro program with named arguments, but {value!r} tells none.") from None
     return value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import inf, isfinite
 from numbers import Real
 from operator import index
@@ -29,6 +30,7 @@ __all__ = [
     "is_number",
     "maker",
     "matrix",
+    "naming",
     "number",
     "positive",
     "real",
@@ -86,12 +88,22 @@ def flag(name: str, value: Any) -> bool:
 
 def counts(name: str, values: Any, *, empty: bool = False) -> tuple[int, ...]:
     """A sequence of integers from 1 as a tuple, `empty` or not; raises as `count`."""
-    if not isinstance(values, Sequence | Tensor | np.ndarray) or isinstance(values, str | bytes) or np.ndim(values) != 1:
+    is_row = values.ndim == 1 if isinstance(values, Tensor | np.ndarray) else isinstance(values, Sequence)
+    if not is_row or isinstance(values, str | bytes):
         raise TypeError(f"{name} must be a sequence of integers, but is {shown(values)}.")
     found = tuple(count(f"{name}[{i}]", value) for i, value in enumerate(values))
     if not (found or empty):
         raise ValueError(f"{name} must have at least one entry.")
     return found
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Turns any error inside, of an object that the user gave, into a TypeError that says which object failed."""
+    try:
+        yield
+    except Exception as error:
+        raise TypeError(f"{what} failed: {type(error).__name__}: {str(error) or 'without a message'}") from error
 
 
 def maker(name: str, value: Any) -> Any:

@@ -10,11 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from inputs import command_outcomes, function_outcomes, subjects
 from pyro.infer.autoguide import AutoNormal
 
 import guides.arguments
 import models.arguments
-from benchmarks.inputs import command_outcomes, function_outcomes, subjects
 from guides import Blocks, Flow, Global, Local, LowRank, MeanField
 from inference import elbo, fit, fit_many, gaps
 from inference.cli.names import UsageError, parse_guide, parse_rules

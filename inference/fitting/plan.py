@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from models.arguments import shown
+
 from ..engine import Eager, Engine, Problem
 from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batch, Batches
@@ -148,11 +150,17 @@ class FitPlan:
             TypeError: for an optimiser that does not suit these parameters (`check_optimiser`).
         """
         assert not isinstance(self.optimiser, Solver)
-        optimiser = self.optimiser(workspace.parameters, lr=rate)
+        with naming("optimiser", self.optimiser, ()):
+            optimiser = self.optimiser(workspace.parameters, lr=rate)
+        if not isinstance(optimiser, Optimizer):
+            raise TypeError(f"optimiser must make an Optimizer of torch, but made {shown(optimiser)}.")
         check_optimiser(optimiser, workspace.rows)
         schedule = None
         if self.schedule is not None and self.steps is not None and not self.sets_rate:
-            schedule = self.schedule(optimiser, self.steps)
+            with naming("schedule", self.schedule, ()):
+                schedule = self.schedule(optimiser, self.steps)
+            if not hasattr(schedule, "step"):
+                raise TypeError(f"schedule must make an LRScheduler of torch, but made {shown(schedule)}.")
         batches, rows, parameters = workspace.batches, workspace.rows, workspace.parameters
         pair = (self.model, self.guide)
         return Problem(*pair, self.objective, batches, rows, parameters, optimiser, schedule, self.steps)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arguments import number
+from models.arguments import number, shown
 
 from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
-from ..programs.validation import as_args, check_count, check_data
+from ..programs.validation import as_args, check_count, check_data, naming
 from .base import Chains, Length, Sampler
 from .cache import program_name, read_run, run_file, write_run
 from .samplers import best_sampler, packages
@@ -28,6 +28,8 @@ __all__ = ["LongRun", "NotConvergedError", "reference"]
 
 MAX_RHAT, MIN_ESS = 1.01, 400.0
 """Limits for every scalar (Vehtari et al. 2021)."""
+MIN_DRAWS = 4
+"""Draws of a chain, for the R̂ of its two halves."""
 
 
 class NotConvergedError(RuntimeError):
@@ -110,8 +112,9 @@ def reference(
     "Rank-normalization, folding, and localization: an improved R̂" (2021).
     """
     args = as_args(x)
-    check_count(draws=draws, warmup=warmup)
+    check_count(warmup=warmup)
     check_count(least=2, chains=chains)
+    check_count(least=MIN_DRAWS, draws=draws)
     number("target_accept", target_accept, above=0, below=1)
     check_data(model, args)
     sampler = best_sampler() if sampler is None else sampler
@@ -121,8 +124,10 @@ def reference(
     if file is not None and (known := LongRun.read(file)) is not None:
         return known
     joint = LogJoint(model, x)
-    with isolated(seed):
+    with isolated(seed), naming("sampler", sampler, (joint, length)):
         drawn = sampler(joint, length)
+    if not isinstance(drawn, Chains):
+        raise TypeError(f"sampler must return Chains, but returned {shown(drawn)}.")
     run = _checked(joint, drawn, about)
     if file is not None:
         run.write(file)

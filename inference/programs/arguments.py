@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -134,12 +134,24 @@ def _of_parts(origin: Any, inner: tuple[Any, ...], name: str, others: Mapping[st
         return _sequence(inner[0], name, others)
     if origin is type:
         base = inner[0]
-        return _Kind(f"a subclass of {base.__name__}", lambda v: isinstance(v, type) and issubclass(v, base), _as_it_is)
+        return _Kind(f"a subclass of {base.__name__}", lambda v: _is_concrete(v, base), _as_it_is)
     return _function(inner[1], name)
 
 
+def _is_concrete(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
+
+
 def _protocol(hint: Any) -> _Kind:
-    return _Kind(_article(hint.__name__), lambda v: callable(v) and not isinstance(v, type), _as_it_is)
+    """A protocol: a plain function that can be called so, or an object with all that the protocol declares."""
+    wanted = {name for base in hint.__mro__ for name in inspect.get_annotations(base)}
+
+    def matches(value: Any) -> bool:
+        if isinstance(value, type | nn.Module) or not callable(value):
+            return False
+        return inspect.isroutine(value) or isinstance(value, partial) or all(hasattr(value, name) for name in wanted)
+
+    return _Kind(_article(hint.__name__), matches, _as_it_is)
 
 
 def _takes_classes(hint: Any) -> bool:

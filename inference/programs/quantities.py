@@ -31,6 +31,10 @@ class Scalars(NamedTuple):
 @checked
 def scalars(values: Mapping[str, Tensor]) -> Scalars:
     """The table of K draws of quantities, each of shape (K, *shape)."""
+    if not values or any(value.dim() == 0 for value in values.values()):
+        raise ValueError("values must hold at least one quantity, each of shape (K, *shape).")
+    if len({len(value) for value in values.values()}) > 1:
+        raise ValueError(f"values must hold K draws of each quantity, but hold {[len(value) for value in values.values()]}.")
     names: list[str] = []
     datum: list[int] = []
     columns = []
