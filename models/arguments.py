@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pyro.distributions import constraints, is_validation_enabled
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 __all__ = [
     "MAX_COUNT",
@@ -21,6 +22,7 @@ __all__ = [
     "as_number",
     "as_tensor",
     "check_dense",
+    "check_event",
     "check_rows",
     "count",
     "counts",
@@ -298,6 +300,12 @@ def vector(name: str, value: Any, rows: str) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() != 1 or len(value) == 0:
         raise ValueError(f"{name} must be a tensor of shape ({rows},) with {rows} > 0, but is {shown(value)}.")
     return real(name, value, tuple(value.shape))
+
+
+def check_event(q: Distribution, shape: tuple[int, ...], *, owner: str) -> None:
+    """Raises unless a draw from `q` has the shape of the latent h."""
+    if tuple(q.event_shape) != shape:
+        raise ValueError(f"{owner}: q is over vectors of shape {tuple(q.event_shape)}, but h has shape {shape}.")
 
 
 def check_rows(x: Tensor, shape: tuple[int, ...], support: constraints.Constraint, dtype: torch.dtype, *, owner: str) -> None:

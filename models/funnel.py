@@ -39,7 +39,7 @@ class Funnel(Target):
         super().__init__()
         self.dim = count("Funnel: dim", dim, least=2)
         self.centered = flag("Funnel: centered", centered)
-        self.register_buffer("scale", positive("scale", scale, ()))
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> dist.TransformedDistribution:
         base = dist.Normal(self.scale.new_zeros(self.dim), 1.0).to_event(1)

@@ -38,8 +38,8 @@ class Ring(Target):
     def __init__(self, modes: int = 6, *, radius: Tensor | float = 4.0, scale: Tensor | float = 0.5) -> None:
         super().__init__()
         self.modes = count("Ring: modes", modes)
-        self.register_buffer("radius", positive("radius", radius, ()))
-        self.register_buffer("scale", positive("scale", scale, ()))
+        self.declare("radius", positive("radius", radius, ()), constraints.positive)
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> _OverPlane:
         angle = 2 * pi * torch.arange(self.modes, device=self.radius.device).to(self.radius.dtype) / self.modes

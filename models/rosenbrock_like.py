@@ -48,10 +48,10 @@ class RosenbrockLike(Target):
     ) -> None:
         super().__init__()
         self.dim = count(f"{type(self).__name__}: dim", dim, least=2)
-        self.register_buffer("loc", real("loc", loc, ()))
-        self.register_buffer("scale", positive("scale", scale, ()))
-        self.register_buffer("curvature", real("curvature", curvature, ()))
-        self.register_buffer("ridge_scale", positive("ridge_scale", ridge_scale, ()))
+        self.declare("loc", real("loc", loc, ()))
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
+        self.declare("curvature", real("curvature", curvature, ()))
+        self.declare("ridge_scale", positive("ridge_scale", ridge_scale, ()), constraints.positive)
 
     def target(self) -> dist.TransformedDistribution:
         base = dist.Normal(self.loc.new_zeros(self.dim), 1.0).to_event(1)

@@ -8,16 +8,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Delta, Unit
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from guides import Defensive, Guide, Posterior, Prior
 from models import Model
 
 from .bound import unwrap
+from .traced_pairs import trace_pair
 
 __all__ = ["Draws", "draw_all", "draw_chunks"]
 
@@ -105,8 +104,7 @@ def draw_all(
 
 def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:
     """The sample sites of one call of guide and model, each with its "log_prob" and a "role": q, prior or likelihood."""
-    guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args))
-    model_trace = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args))
+    guide_trace, model_trace = trace_pair(model, guide, args, {})
     sites = []
     for trace in (guide_trace, model_trace):
         trace.compute_log_prob()

@@ -33,7 +33,7 @@ class GPRegression(Port):
 
     def __init__(self, places: Tensor) -> None:
         super().__init__()
-        self.register_buffer("places", vector("places", places, "N"))
+        self.declare("places", vector("places", places, "N"))
 
     @classmethod
     def from_posteriordb(cls, data: Mapping[str, Any]) -> tuple[Self, Tensor]:
