@@ -87,4 +87,10 @@ class Batches(Iterator[Batch]):
         return Batch((self._transformed(x), *others), {**self.kwargs, "index": index, "size": len(self.args[0])}, self.epoch)
 
     def _transformed(self, x: Any) -> Any:
-        return x if self.transform is None else self.transform(x)
+        if self.transform is None:
+            return x
+        found = self.transform(x)
+        if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
+            got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"transform must return one row for each of the {len(x)} rows of x, but returned {got}.")
+        return found

@@ -21,6 +21,7 @@ from ..engine import Auto, Engine
 from ..engine.nonfinite import NonFiniteLossError
 from ..objectives import Objective
 from ..optimisers import Solver, SolverTask
+from ..programs.arguments import checked
 from ..programs.bound import owned_pair, working_pair
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count
@@ -58,6 +59,7 @@ class Fit:
     """State of the param store at the end."""
 
 
+@checked
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],

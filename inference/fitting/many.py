@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..engine import Auto, Engine
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
+from ..programs.arguments import checked
 from ..programs.bound import working_pair
 from ..programs.isolation import Scope
 from ..programs.validation import as_args, check_count
@@ -30,6 +31,7 @@ from .simultaneous import simultaneous_runs
 __all__ = ["fit_many"]
 
 
+@checked
 def fit_many(
     pairs: Sequence[tuple[Callable[..., Any], Callable[..., Any]]],
     x: Tensor | tuple[Any, ...],

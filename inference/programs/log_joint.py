@@ -14,7 +14,7 @@ from guides.latents import Latents
 
 from .bound import unwrap
 from .isolation import isolated
-from .validation import as_args
+from .validation import as_args, naming
 
 __all__ = ["LogJoint"]
 
@@ -32,7 +32,7 @@ class LogJoint:
         self.model = model
         self.args = as_args(x)
         self.chunk = chunk
-        with isolated(0):
+        with isolated(0), naming("model", model, self.args):
             self.latents = Latents(unwrap(model), self.args, {}, plate=None)
         self.dim = self.latents.dim
         self._density = torch.func.vmap(self.at)

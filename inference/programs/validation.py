@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
 from guides import Defensive, Guide, Posterior, Prior
+from models.arguments import count, number, shown
 
 from .bound import origin, unwrap
 from .isolation import isolated
@@ -24,7 +26,10 @@ from .masked_data import fill_hidden_data
 from .separation import separated
 from .traced_pairs import runs_the_model, trace_pair
 
-__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
+__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate", "naming"]
+
+
+OWN_PACKAGES = frozenset({"guides", "inference", "models"})
 
 
 def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
@@ -35,26 +40,17 @@ def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
 def check_count(*, least: int = 1, **options: Any) -> None:
     """Raises for the first option that is not an integer of at least `least`."""
     for name, value in options.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer, but is {value!r}.")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, but is {value}.")
+        count(name, value, least=least)
 
 
 def check_draws(owner: object, draws: Any, *, least: int = 1) -> None:
     """Raises unless `draws`, an option of `owner`, is an integer of at least `least`."""
-    if isinstance(draws, bool) or not isinstance(draws, int):
-        raise TypeError(f"{type(owner).__name__}: the number of draws must be an integer, but is {draws!r}.")
-    if draws < least:
-        raise ValueError(f"{type(owner).__name__}: the number of draws must be at least {least}, but is {draws}.")
+    count(f"{type(owner).__name__}: the number of draws", draws, least=least)
 
 
 def check_rate(lr: Any) -> None:
     """Raises unless the learning rate is a positive number."""
-    if not isinstance(lr, (int, float)):
-        raise TypeError(f"lr must be a number, but is {lr!r}.")
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, but is {lr}.")
+    number("lr", lr, above=0)
 
 
 def check_data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
@@ -64,6 +60,10 @@ def check_data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     """
     model = unwrap(model)
     if hasattr(model, "check_data"):
+        try:
+            inspect.signature(model.check_data).bind(*args)
+        except TypeError:
+            raise TypeError(f"x is a tuple of {len(args)}, but {_name(model)} takes one argument: its data.") from None
         model.check_data(*args)
         return
     for position, value in enumerate(args):
@@ -123,9 +123,10 @@ def check_pair(
     _check_built_for(model, guide)
     own = unwrap(guide)
     if isinstance(own, Guide):
-        own.setup(*args, **kwargs)
+        with naming("guide", guide, args):
+            own.setup(*args, **kwargs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), naming(f"guide {_name(unwrap(guide))} or the model", model, args):
             guide_trace, model_trace = trace_pair(model, guide, args, kwargs)
         _check_sites(guide_trace, model_trace, enumerated=enumerated, undrawn=undrawn)
         if is_validation_enabled():
@@ -135,6 +136,29 @@ def check_pair(
         raise type(error)(str(error).split("\nTrace Shapes:")[0].strip()) from error
     names = [{n for n, s in trace.nodes.items() if s["type"] == "param"} for trace in (model_trace, guide_trace)]
     return names[0], names[1]
+
+
+@contextmanager
+def naming(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[None]:
+    """Adds to an error inside a program which program it was, and what it was called with. Errors of this suite stay."""
+    try:
+        yield
+    except Exception as error:
+        if _raised_here(error):
+            raise
+        given = ", ".join(shown(value) for value in args) or "no arguments"
+        said = str(error).split("\nTrace Shapes:")[0].strip()
+        kind = next((k for k in (TypeError, ValueError, RuntimeError) if isinstance(error, k)), RuntimeError)
+        what = f"the {role} {_name(unwrap(program))} failed when it was called with {given}"
+        raise kind(f"{what}: {type(error).__name__}: {said}") from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether an error was raised by the code of this suite, whose messages say what to do, rather than by what it calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
 
 
 def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
