@@ -49,7 +49,7 @@ def iwae(
     check_data(model, args)
     blocks = []
     with isolated(seed), torch.no_grad():
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         for block, proposal in guide_blocks(guide, args):
             mean = LogMean(draws)
             for chunk in draw_chunks(model, proposal, block, draws=draws):
