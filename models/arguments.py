@@ -7,8 +7,9 @@ from math import isfinite
 import torch
 from pyro.distributions import constraints, is_validation_enabled
 from torch import Tensor
+from torch.distributions import Distribution
 
-__all__ = ["check_rows", "matrix", "positive", "real"]
+__all__ = ["check_event", "check_rows", "matrix", "positive", "real"]
 
 
 def real(name: str, value: Tensor | float, shape: tuple[int, ...], *, like: Tensor | None = None) -> Tensor:
@@ -60,6 +61,12 @@ def matrix(name: str, value: Tensor, rows: str, columns: str) -> Tensor:
         expected = f"a tensor of shape ({rows}, {columns}) with {rows} > 0 and {columns} > 0"
         raise ValueError(f"{name} must be {expected}, but {got}.")
     return real(name, value, tuple(value.shape))
+
+
+def check_event(q: Distribution, shape: tuple[int, ...], *, owner: str) -> None:
+    """Raises unless a draw from `q` has the shape of the latent h."""
+    if tuple(q.event_shape) != shape:
+        raise ValueError(f"{owner}: q is over vectors of shape {tuple(q.event_shape)}, but h has shape {shape}.")
 
 
 def check_rows(x: Tensor, shape: tuple[int, ...], support: constraints.Constraint, dtype: torch.dtype, *, owner: str) -> None:

@@ -48,7 +48,8 @@ class DiagonalGaussianModel(Model):
         return pyro.sample("x", dist.Normal(h, self.noise_scale).to_event(1), obs=x)
 
     def posterior_given(self, total: Tensor, n: int) -> dist.Independent:
-        """The posterior after `n` observations of h with the sum `total`, batch shape total.shape[:-1]."""
-        precision = self.prior_scale**-2 + n * self.noise_scale**-2
-        loc = (self.prior_loc * self.prior_scale**-2 + total * self.noise_scale**-2) / precision
+        """The posterior after `n` observations of h with the sum `total`, batch shape total.shape[:-1]; in float64."""
+        prior_precision, noise_precision = self.prior_scale.double() ** -2, self.noise_scale.double() ** -2
+        precision = prior_precision + n * noise_precision
+        loc = (self.prior_loc.double() * prior_precision + total.double() * noise_precision) / precision
         return dist.Normal(loc, precision**-0.5).to_event(1)

@@ -41,7 +41,7 @@ class Funnel(Target):
             raise ValueError(f"Funnel: dim must be at least 2, but is {dim}.")
         self.dim = dim
         self.centered = centered
-        self.register_buffer("scale", positive("scale", scale, ()))
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> dist.TransformedDistribution:
         base = dist.Normal(self.scale.new_zeros(self.dim), 1.0).to_event(1)

@@ -40,8 +40,8 @@ class Ring(Target):
         if modes < 1:
             raise ValueError(f"Ring: modes must be at least 1, but is {modes}.")
         self.modes = modes
-        self.register_buffer("radius", positive("radius", radius, ()))
-        self.register_buffer("scale", positive("scale", scale, ()))
+        self.declare("radius", positive("radius", radius, ()), constraints.positive)
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> _OverPlane:
         angle = 2 * pi * torch.arange(self.modes, device=self.radius.device).to(self.radius.dtype) / self.modes

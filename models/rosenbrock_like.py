@@ -50,10 +50,10 @@ class RosenbrockLike(Target):
         if dim < 2:
             raise ValueError(f"{type(self).__name__}: dim must be at least 2, but is {dim}.")
         self.dim = dim
-        self.register_buffer("loc", real("loc", loc, ()))
-        self.register_buffer("scale", positive("scale", scale, ()))
-        self.register_buffer("curvature", real("curvature", curvature, ()))
-        self.register_buffer("ridge_scale", positive("ridge_scale", ridge_scale, ()))
+        self.declare("loc", real("loc", loc, ()))
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
+        self.declare("curvature", real("curvature", curvature, ()))
+        self.declare("ridge_scale", positive("ridge_scale", ridge_scale, ()), constraints.positive)
 
     def target(self) -> dist.TransformedDistribution:
         base = dist.Normal(self.loc.new_zeros(self.dim), 1.0).to_event(1)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import softplus
-from zuko.transforms import CouplingTransform, MonotonicAffineTransform
 
 from .base import Family, inverse_softplus
+
+with pyro.settings.context(validate_distributions_torch=Distribution._validate_args):
+    # zuko switches off torch's validation when it is imported; the context restores it.
+    from zuko.transforms import CouplingTransform, MonotonicAffineTransform
 
 __all__ = ["Flow"]
 

@@ -64,6 +64,8 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
 
     local: ClassVar[bool]
     """Whether there is one λ for each datum."""
+    holds_data: bool
+    """Whether the plate holds data. If not, it holds groups that data point to: all of them are drawn for every minibatch."""
 
     def __init__(
         self, model: Callable[..., Any], family: Family, *, plate: str = "data", shared: Family | None = None
@@ -79,6 +81,7 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
         self.latents: Latents | None = None
         self.shared: Latents | None = None
+        self.holds_data = True
 
     @abstractmethod
     def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -109,6 +112,10 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         """`q` given a draw of the packed shared latents, shape (*, shared dim); by default independent of it."""
         return self.q(x, index)
 
+    def lambdas_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> Tensor:
+        """The λ of `q_given`, shape (*, B, family.size): family(lambdas_given(…)) is q_given(…)."""
+        return self.lambdas(x, index)
+
     @abstractmethod
     def make_parameters(self, x: Tensor) -> None:
         """Makes the parameters of λ, when the dimension of the family is known. `x` holds rows of the data."""
@@ -133,7 +140,9 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
             self.shared = shared
             self.shared_family = self.shared_family.over(shared.dim)
             self.shared_lam = nn.Parameter(self.shared_family.start())
+        self.holds_data = self.plate in latents.observed_plates
         try:
+            self._check_plate()
             self.make_parameters(x)
         except BaseException:
             self.latents, self.family = None, unbound
@@ -156,6 +165,8 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
                 )
             return self.latents.sample(self.q(x, index), None)[0]
         values: dict[str, Tensor] = {}
+        if not self.holds_data:
+            n, index = self.latents.plate_sizes[self.plate], None
         if self.shared is None:
             q = self.q(x, index)
         else:
@@ -171,6 +182,9 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         memo[id(self)] = new
         new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
         return new
+
+    def _check_plate(self) -> None:
+        """Raises if this source cannot have a λ for each member of the plate."""
 
     def _call(self, args: Any, kwargs: Any) -> tuple[Any, Tensor | None, int | None]:
         """The data, their index and the size of the whole data, from the arguments of a call."""

@@ -14,6 +14,9 @@ from .amortized import Amortized
 
 __all__ = ["SemiAmortized"]
 
+VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
+"""Settings that cost time in every call. `pyro.validation_enabled` would not restore each of them to what it was."""
+
 
 class SemiAmortized(Amortized):
     """∏_i q_{λ_i}(h_i), where λ_i starts at the encoder's λ(x_i) and ascends the ELBO of datum i for some steps.
@@ -75,7 +78,7 @@ class SemiAmortized(Amortized):
     def _refined(self, lam: Tensor, x: Tensor) -> Tensor:
         """λ after the steps, shape (B, family.size); differentiable in `lam` while gradients are recorded."""
         through = torch.is_grad_enabled()
-        with torch.enable_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        with torch.enable_grad(), torch.random.fork_rng(), pyro.settings.context(**dict.fromkeys(VALIDATION, False)):
             current = lam
             value, gradient = self._value_and_gradient(current, x, through=through)
             rate = torch.full_like(value, self.lr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def error_bounds(weighted: Importance) -> Bounds:
     bounds" (2020); Villani, "Optimal Transport" (2009), theorem 6.15.
     """
     log_weights = weighted.log_weights
-    log_draws = torch.tensor(float(len(log_weights))).log()
+    log_draws = log(len(log_weights))
     log_mean = log_weights.logsumexp(0) - log_draws
     divergence = float((2 * (log_weights - log_mean)).logsumexp(0) - log_draws)
     divergence = max(divergence, 0.0) if weighted.khat < MAX_KHAT_OF_FINITE_VARIANCE else torch.inf

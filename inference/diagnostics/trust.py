@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import nan
+from math import log, nan
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from guides import Defensive, Global
@@ -91,7 +90,7 @@ def _defended(fit: Fit, x: Any, weighted: Importance, *, draws: int, seed: int) 
 
 def _missed(fit: Fit, x: Any, weighted: Importance, judge: Importance, *, seed: int) -> tuple[Mode, ...]:
     # For an improper prior this level has an unknown constant, but the mass of a mode has the same one.
-    level = judge.log_weights.logsumexp(0) - torch.tensor(float(len(judge.log_weights))).log()
+    level = judge.log_weights.logsumexp(0) - log(len(judge.log_weights))
     return tuple(missed_modes(fit.model, x, weighted.h, float(level), seed=seed))
 
 

@@ -35,16 +35,17 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, seed: int = 0) -> float:
 
     Reference: Lopez-Paz & Oquab, "Revisiting classifier two-sample tests" (2017); settings as in sbibm (2021).
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import KFold, cross_val_score
-    from sklearn.neural_network import MLPClassifier
+    with isolated(seed):  # the import draws from Python's generator
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.model_selection import KFold, cross_val_score
+        from sklearn.neural_network import MLPClassifier
 
     a, b = _comparable(a, b)
     features = torch.cat([a, b]).numpy()
     labels = torch.cat([torch.zeros(len(a)), torch.ones(len(b))]).numpy()
     width = 10 * a.shape[1]
     net = MLPClassifier((width, width), max_iter=200, early_stopping=True, random_state=seed)
-    with warnings.catch_warnings():
+    with isolated(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return float(cross_val_score(net, features, labels, cv=KFold(folds, shuffle=True, random_state=seed)).mean())
 

@@ -123,6 +123,9 @@ def result_of(
     plan: FitPlan, workspace: Workspace, store: StateDict, losses: Tensor, stop: Stop, *, seed: int, seconds: float
 ) -> Fit:
     """The result of a finished run. `store` is the state of the param store when its scope was left."""
+    learned, used = {id(parameter) for parameter in workspace.parameters}, set.union(*workspace.names)
+    for name in [name for name, value in store["params"].items() if not (name in used or id(value) in learned)]:
+        del store["params"][name], store["constraints"][name]  # another program's, which the user's param store holds
     return Fit(
         model=bind(plan.model, store, workspace.names[0]),
         guide=bind(plan.guide, store, workspace.names[1]),

@@ -117,7 +117,7 @@ class FitPlan:
         """
         with torch.enable_grad():
             workspace = self.workspace()
-            with gradients_restored(workspace.parameters):
+            with gradients_restored(workspace.parameters, self.model, self.guide):
                 chosen = self._objective(workspace.batch) if self.objective is None else self.objective
                 with own_nan_check():
                     yield replace(self, objective=chosen), workspace

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..engine.eager import adopt
 from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batch
 from ..optimisers import JointStep, Solver
+from ..programs.bound import unwrap
+from ..programs.isolation import without_validation
+from ..programs.separation import make_learnable
 from ..programs.validation import check_pair
 
 __all__ = ["check_method", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
@@ -64,6 +66,8 @@ def collect_parameters(
     Raises:
         ValueError: if there is nothing to learn, or from `check_pair`.
     """
+    for program in (model, guide):
+        make_learnable(unwrap(program))
     with rows, poutine.trace(param_only=True) as used:
         names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
     parameters: list[Tensor] = list(rows.leaves.values())
@@ -74,21 +78,28 @@ def collect_parameters(
 
 
 @contextmanager
-def gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
-    """Starts without gradients, and afterwards restores those that the parameters had before."""
-    before = {id(parameter): parameter.grad for parameter in parameters}
+def gradients_restored(parameters: list[Tensor], *programs: Callable[..., Any]) -> Iterator[None]:
+    """Starts without gradients, and afterwards restores those that the parameters had before.
+
+    Args:
+        parameters: the tensors to learn; a step may add some.
+        programs: model and guide. If they are modules, the gradients of all their parameters are restored.
+    """
+    modules = [program for program in map(unwrap, programs) if isinstance(program, nn.Module)]
+    tensors = [*parameters, *(p for module in modules for p in module.parameters())]
+    before = {id(tensor): tensor.grad for tensor in tensors}
     try:
-        for parameter in parameters:
-            parameter.grad = None
+        for tensor in tensors:
+            tensor.grad = None
         yield
     finally:
-        for parameter in parameters:
-            parameter.grad = before.get(id(parameter))
+        for tensor in (*tensors, *parameters):
+            tensor.grad = before.get(id(tensor))
 
 
 @contextmanager
 def own_nan_check() -> Iterator[None]:
     """Turns off Pyro's checks for NaN, which raise without naming the step, or only warn: the engine's own check does both."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
+    with without_validation(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
         yield

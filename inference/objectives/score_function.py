@@ -49,5 +49,5 @@ class ScoreFunction(Weighted):
     def loss(self, log_weights: LogWeights, call: Call) -> Loss:
         log_w = log_weights.log_w.detach()
         signal = log_w if self.baseline is None else log_w - self.baseline(log_w)
-        surrogate = (signal * log_weights.log_q + log_weights.log_p).mean(0)
+        surrogate = (signal * log_weights.score + log_weights.log_p).mean(0)
         return Loss(-log_weights.total(log_w.mean(0)), -log_weights.total(surrogate))

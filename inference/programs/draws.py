@@ -19,7 +19,7 @@ from .bound import unwrap
 from .mapped_draws import MappedDraws
 from .mapping import NotMappedError
 from .scored_sites import ScoredSite, scored, scored_under_plate
-from .whole_plates import on_all_rows
+from .whole_data import on_all_rows
 
 __all__ = ["Draws", "draw_all", "draw_chunks"]
 

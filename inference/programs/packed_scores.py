@@ -12,7 +12,7 @@ from guides.latents import Latents
 
 from .log_joint import gradient
 from .mapping import Mapped, NotMappedError, mappable
-from .whole_plates import on_all_rows
+from .whole_data import on_all_rows
 
 __all__ = ["PackedScores"]
 

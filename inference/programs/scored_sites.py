@@ -14,6 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from .summed_out import left_to_sum, summed_out
+from .traced_pairs import runs_the_model, trace_pair
 
 __all__ = ["ScoredSite", "guide_sites", "hold", "scored", "scored_model", "scored_under_plate"]
 
@@ -43,7 +44,11 @@ class ScoredSite(NamedTuple):
 
 def scored(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[ScoredSite]:
     """Runs guide and model once and scores all their sample sites. What the model enumerates alone is summed out."""
+    if runs_the_model(guide):
+        guide_trace, model_trace = trace_pair(model, guide, args, {})
+        return guide_sites(guide_trace) + _sites(model_trace, is_guide=False)
     guide_trace = poutine.trace(guide).get_trace(*args)
+    # A flow has the inverse of its draw only until it makes the next one.
     return guide_sites(guide_trace) + scored_model(model, guide_trace, args)
 
 

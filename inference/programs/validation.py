@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from guides import Defensive, Guide, Posterior, Prior
 
 from .bound import unwrap
+from .separation import separated
+from .traced_pairs import runs_the_model, trace_pair
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
 
 
 def as_args(x: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
     """The positional arguments of one call of the model: a tuple as it is, or a single tensor."""
-    return x if isinstance(x, tuple) else (x,)
+    return separated(x if isinstance(x, tuple) else (x,))
 
 
 def check_count(*, least: int = 1, **options: Any) -> None:
@@ -115,8 +117,7 @@ def check_pair(
         own.setup(*args, **kwargs)
     try:
         with torch.no_grad():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            guide_trace, model_trace = trace_pair(model, guide, args, kwargs)
         _check_sites(guide_trace, model_trace, enumerated=enumerated)
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
@@ -128,9 +129,10 @@ def check_pair(
 
 
 def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-    """Raises if the guide was built for another model."""
-    own = unwrap(guide)
-    if isinstance(own, (Defensive, Guide, Posterior, Prior)) and unwrap(own.model) is not unwrap(model):
+    """Raises if the guide was built for another model, which it would run in place of this one."""
+    own: Any = poutine.unwrap(unwrap(guide)) if runs_the_model(guide) else unwrap(guide)
+    built_for_one = runs_the_model(guide) or isinstance(own, (Defensive, Guide, Posterior, Prior))
+    if built_for_one and unwrap(own.model) != unwrap(model):
         raise ValueError(
             f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
             f"{_name(unwrap(model))}."
@@ -148,6 +150,11 @@ def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enum
         for name, site in prune_subsample_sites(guide_trace).nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary")
     }
+    if seen := sorted(_scored_data(guide_trace) & _scored_data(model_trace)):
+        raise ValueError(
+            f"the guide scores the data at the site {seen[0]!r}, as the model does, so that log p(x | h) and log q cancel: a "
+            "guide draws latents only. If it runs the model inside a list of guides, give that part alone."
+        )
     if not latents | summed_out:
         raise ValueError("the model has no latent site, so there is no posterior to approximate.")
     if missing := sorted(latents - drawn):
@@ -165,6 +172,12 @@ def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enum
             f"the latent {left[0]!r} is marked for enumeration and the guide does not draw it, but it is not summed out here: "
             "use pyro.infer.TraceEnum_ELBO, or draw it in the guide."
         )
+
+
+def _scored_data(trace: poutine.Trace) -> set[str]:
+    """Names of the observed sites that have a density."""
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and site["is_observed"]}
+    return {name for name, site in sites.items() if not site["infer"].get("_deterministic")}
 
 
 def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:

@@ -33,7 +33,7 @@ class GPRegression(Port):
 
     def __init__(self, places: Tensor) -> None:
         super().__init__()
-        self.register_buffer("places", real("places", places, tuple(places.shape)))
+        self.declare("places", real("places", places, tuple(places.shape)))
 
     @classmethod
     def from_posteriordb(cls, data: Mapping[str, Any]) -> tuple[Self, Tensor]:

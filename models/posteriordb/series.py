@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from ..arguments import positive
@@ -104,7 +105,7 @@ class Garch(_Series):
     def __init__(self, initial_scale: Tensor | float = 0.5) -> None:
         super().__init__()
         like = torch.zeros((), dtype=torch.float64)
-        self.register_buffer("initial_scale", positive("initial_scale", initial_scale, (), like=like))
+        self.declare("initial_scale", positive("initial_scale", initial_scale, (), like=like), constraints.positive)
 
     @classmethod
     def from_posteriordb(cls, data: Mapping[str, Any]) -> tuple[Self, Tensor]:
