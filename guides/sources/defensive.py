@@ -13,8 +13,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ..naming import own_name
 from ..arguments import number
+from ..naming import own_name
 from .global_ import Global
 
 __all__ = ["Defensive"]

@@ -14,9 +14,8 @@ from guides.latents import Latents
 
 from .bound import unwrap
 from .isolation import isolated
-from .validation import as_args, naming
 from .mapping import Mapped, NotMappedError, mappable
-from .validation import as_args
+from .validation import as_args, naming
 
 __all__ = ["LogJoint", "gradient"]
 
