@@ -114,7 +114,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "local model": lambda: models.LocalGaussian(1),
     "model of two": lambda: models.GaussianMean(2),
     "double model": lambda: models.GaussianMean(1).double(),
-    "hierarchical model": lambda: models.EightSchools(),
+    "hierarchical model": models.EightSchools,
     "mixture": lambda: models.GaussianMixture(torch.ones(2, 1)),
     "model class": lambda: models.GaussianMean,
     "plain model": lambda: plain_model,

@@ -75,7 +75,7 @@ def summed_out(
     return trace, within, factors
 
 
-class _MappedRing(LogRing):  # type: ignore[misc]
+class _MappedRing(LogRing):
     """Pyro's own sums of products, without its gradient of the logarithm, which vmap cannot map."""
 
     _backend = log_einsum.__name__
