@@ -223,6 +223,8 @@ def _is_integer(value: Any) -> bool:
 
 def _is_real(value: Any) -> bool:
     single = isinstance(value, int | float | np.integer | np.floating | Fraction) or getattr(value, "ndim", 1) == 0
+    if isinstance(value, complex | np.complexfloating) or "complex" in str(getattr(value, "dtype", "")):
+        return False
     try:
         return single and not _is_boolean(value) and isfinite(float(value))
     except (OverflowError, TypeError, ValueError, RuntimeError):

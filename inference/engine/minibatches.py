@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.validation import naming
+
 __all__ = ["Batch", "Batches"]
 
 
@@ -83,7 +85,8 @@ class Batches(Iterator[Batch]):
     def _transformed(self, x: Any) -> Any:
         if self.transform is None:
             return x
-        found = self.transform(x)
+        with naming("transform", self.transform, (x,)):
+            found = self.transform(x)
         if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
             got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"transform must return one row for each of the {len(x)} rows of x, but returned {got}.")

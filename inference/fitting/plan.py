@@ -134,8 +134,7 @@ class FitPlan:
         """
         batches, rows = Batches(self.args, self.batch_size, self.transform), LocalRows()
         if batch is None:
-            with naming("transform", self.transform or self.model, self.args[:1]):
-                batch = batches.peek()
+            batch = batches.peek()
             if self.transform is not None:
                 check_data(self.model, batch.args)
         plain = self.objective is None or isinstance(self.objective, Trace_ELBO | TraceELBO)
