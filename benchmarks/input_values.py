@@ -114,7 +114,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "local model": lambda: models.LocalGaussian(1),
     "model of two": lambda: models.GaussianMean(2),
     "double model": lambda: models.GaussianMean(1).double(),
-    "hierarchical model": lambda: models.EightSchools(),
+    "hierarchical model": models.EightSchools,
     "mixture": lambda: models.GaussianMixture(torch.ones(2, 1)),
     "model class": lambda: models.GaussianMean,
     "plain model": lambda: plain_model,
@@ -209,7 +209,7 @@ def _fits_parts(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:
         return isinstance(value, type) and issubclass(value, inner[0])
     if origin is collections.abc.Callable:
         return callable(value)
-    return isinstance(value, origin | Tensor | np.ndarray | tuple | range)
+    return isinstance(value, origin | Tensor | np.ndarray | tuple | list | range)
 
 
 def _is_boolean(value: Any) -> bool:

@@ -34,6 +34,7 @@ from zlib import crc32
 
 import hypothesis
 import torch
+import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from input_calls import KINDS, PACKAGES, Subject, subjects
@@ -43,6 +44,7 @@ from typer.testing import CliRunner
 
 import inference
 from inference.cli import app
+from inference.cli.names import UsageError
 
 __all__ = ["OUTCOMES", "Outcome", "command_outcomes", "function_outcomes", "subjects"]
 
@@ -68,7 +70,7 @@ class _HangError(BaseException):
 MAY_BE_NAN = {
     "Stop.distance", "Run.best", "Run.evidence", "Run.elbo", "Verdict.ess", "Verdict.khat", "Evidence.khat", "Importance.khat",
     "Importance.khat_per_datum", "Bounds.divergence", "Bounds.mean", "Bounds.sd", "Estimator.squared_bias",
-    "Estimator.squared_bias_se", "LOO.khat", "psis", "Coverage.share", "Scalars.draws",
+    "Estimator.squared_bias_se", "LOO.khat", "kl", "psis", "Coverage.share", "Scalars.draws",
 }  # fmt: skip
 """Fields whose documentation says when they are NaN or infinite."""
 
@@ -320,7 +322,11 @@ def command_outcome(command: str, changes: Mapping[str, str], out: Path) -> Outc
         return Outcome(kind, f"taut {command}", label, detail)
     text = " ".join(result.output.split())
     if result.exit_code:
-        clear = "rror" in text or "Usage" in text
+        cause: BaseException | None = result.exception
+        while isinstance(cause, SystemExit | typer.Exit):
+            cause = cause.__context__
+        known = cause is None or isinstance(cause, UsageError) or ours(cause)
+        clear = "Usage" in text or ("rror" in text and known)
         return Outcome("refused" if clear else "obscure", f"taut {command}", label, text[-160:])
     if re.search(r"(?<![\w-])(nan|inf)(?!\w)", text):
         return Outcome("silent", f"taut {command}", label, text[:300])

@@ -77,6 +77,8 @@ class Batches(Iterator[Batch]):
 
     def of(self, index: Tensor | None) -> Batch:
         """The batch of the rows `index`, or of all rows."""
+        if not self.args:
+            return Batch((), {})
         if index is None:
             return Batch((self._transformed(self.args[0]), *self.args[1:]), {})
         x, *others = (value[index] for value in self.args)

@@ -25,7 +25,7 @@ from ..programs.validation import check_data, check_minibatch, check_rate, namin
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
 from .run import LiveRun
-from .setup import check_method, check_optimiser, collect_parameters, gradients_restored, own_nan_check
+from .setup import check_method, check_objective, check_optimiser, collect_parameters, gradients_restored, own_nan_check
 
 __all__ = ["FitPlan", "Workspace", "cosine"]
 
@@ -104,6 +104,7 @@ class FitPlan:
             check_data(self.model, self.args)
         if self.batch_size is not None:
             check_minibatch(self.model, self.guide, self.args, self.batch_size)
+        check_objective(self.objective, self.args)
         check_method(self.objective, self.optimiser, repeatable=self.batch_size is None and self.transform is None)
         custom = self.schedule not in (None, cosine) and not isinstance(self.optimiser, Solver)
         if custom and (self.sets_rate or self.steps is None):

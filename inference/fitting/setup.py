@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..programs.isolation import without_validation
 from ..programs.separation import make_learnable
 from ..programs.validation import check_pair
 
-__all__ = ["check_method", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
+__all__ = ["check_method", "check_objective", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
 
 
 def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
@@ -35,6 +36,18 @@ def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
             f"{type(optimiser).__name__} needs the same data in every iteration: leave batch_size=None and transform=None, or "
             "use torch's Adam."
         )
+
+
+def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
+    """Raises a TypeError for a function that takes neither the arguments of an objective nor those of a loss of Pyro."""
+    if not inspect.isroutine(objective):
+        return
+    takes = inspect.signature(objective)
+    for given in ((None, None, args, {}), (None, None, *args)):
+        with suppress(TypeError):
+            takes.bind(*given)
+            return
+    raise TypeError(f"objective must take model, guide, args and kwargs, but {objective.__name__} takes {takes}.")
 
 
 def check_optimiser(optimiser: Optimizer, rows: LocalRows) -> None:

@@ -112,6 +112,8 @@ def _kind(hint: Any, name: str, others: Mapping[str, Any]) -> _Kind:
         return _SEED
     if hint in _PLAIN:
         return _PLAIN[hint]
+    if hint is Any and name in PROGRAMS:
+        return _function(object, name)
     if hint is Tensor:
         return _tensor(others)
     return _of_objects(hint, name) if not inner else _of_parts(origin, inner, name, others)

@@ -24,7 +24,17 @@ from .bound import unwrap
 from .separation import separated
 from .traced_pairs import runs_the_model, trace_pair
 
-__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate", "naming"]
+__all__ = [
+    "as_args",
+    "check_count",
+    "check_data",
+    "check_draws",
+    "check_minibatch",
+    "check_pair",
+    "check_rate",
+    "naming",
+    "raised_here",
+]
 
 OWN_PACKAGES = frozenset({"guides", "inference", "models"})
 
@@ -135,7 +145,7 @@ def naming(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Ite
     try:
         yield
     except Exception as error:
-        if _raised_here(error):
+        if raised_here(error):
             raise
         given = ", ".join(shown(value) for value in args) or "no arguments"
         said = str(error).split("\nTrace Shapes:")[0].strip()
@@ -144,7 +154,7 @@ def naming(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Ite
         raise kind(f"{what}: {type(error).__name__}: {said}") from error
 
 
-def _raised_here(error: BaseException) -> bool:
+def raised_here(error: BaseException) -> bool:
     """Whether an error comes from a `raise` of this suite, whose messages say what to do, rather than from what it calls."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
