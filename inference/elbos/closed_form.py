@@ -92,7 +92,10 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
 
 @checked
 def kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q ‖ p) in nats: torch's closed form if it has one, else that of two Gaussians with these means and covariances."""
+    """KL(q ‖ p) in nats: torch's closed form if it has one, else that of two Gaussians with these means and covariances.
+
+    It is infinite if q has mass where p has none.
+    """
     if p.event_shape != q.event_shape:
         raise ValueError(f"q and p must be over one space, but are over {tuple(q.event_shape)} and {tuple(p.event_shape)}.")
     if p.batch_shape != q.batch_shape:
