@@ -22,6 +22,7 @@ from ..evidence.packed_guide import PackedGuide
 from ..evidence.packed_model import PackedModel
 from ..fitting.unseen import Ascent, check_ascent, log_weights
 from ..plots.gap_bars import gap_bars
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
@@ -95,6 +96,7 @@ class Gaps:
         return gap_bars({name: (part.mean, part.mean_se) for name, part in self.parts.items()}, title=title)
 
 
+@checked
 def gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ..evidence.hmc import transition
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
@@ -50,6 +51,7 @@ class Change:
         return int(size.where(wrong, -torch.ones_like(size)).argmax()) if bool(wrong.any()) else None
 
 
+@checked
 def change(first: Importance, second: Importance) -> Change:
     """Change from one proposal's corrected moments to another's: zero in expectation if both proposals cover the posterior."""
     one, other = first.corrected(), second.corrected()
@@ -60,6 +62,7 @@ def change(first: Importance, second: Importance) -> Change:
     return Change(mean / other.sd, sd, mean / errors[0], sd / errors[1])
 
 
+@checked
 def drift(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],

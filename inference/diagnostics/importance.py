@@ -12,6 +12,7 @@ from torch import Tensor
 from models import Model
 
 from ..evidence.psis import psis
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
@@ -107,6 +108,7 @@ class Importance:
         return weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
 
 
+@checked
 def importance(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -12,6 +12,7 @@ from models import Model
 
 from ..evidence.psis import MAX_KHAT
 from ..fitting.fit import Fit
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from .drift import Change, drift
 from .importance import Importance, importance
@@ -29,6 +30,7 @@ MAX_DIM = 300
 """Latent dimensions up to which draws are moved and modes are searched for."""
 
 
+@checked
 def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: int = 0) -> Verdict:
     """Decides whether the means, sds, tails and ELBO of a fit may be used.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.draws import Draws, draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -50,6 +51,7 @@ class Estimate:
         return float(self.total.elbo_se)
 
 
+@checked
 def elbo(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -20,6 +21,7 @@ from .fit import Fit
 __all__ = ["to_arviz"]
 
 
+@checked
 def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: int = 0) -> Any:
     """Draws from the fitted guide in ArviZ's groups, as one chain.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guides import FullRank, Global, Local, MeanField
 
+from ..programs.arguments import check_fields
 from ..programs.bound import unwrap
 from ..programs.packed_scores import PackedScores
 from ..programs.validation import check_count
@@ -95,6 +96,7 @@ class NaturalGradient(Solver):
     starts: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.tolerance > 0:
             raise ValueError(f"NaturalGradient: tolerance must be positive, but is {self.tolerance}.")
         check_count(max_scores=self.max_scores, starts=self.starts)

@@ -15,7 +15,7 @@ from guides.latents import Latents
 from .bound import unwrap
 from .isolation import isolated
 from .mapping import Mapped, NotMappedError, mappable
-from .validation import as_args
+from .validation import as_args, naming
 
 __all__ = ["LogJoint", "gradient"]
 
@@ -34,7 +34,7 @@ class LogJoint:
         self.model = model
         self.args = as_args(x)
         self.chunk = chunk
-        with isolated(0):
+        with isolated(0), naming("model", model, self.args):
             self.latents = Latents(unwrap(model), self.args, {}, plate=None)
         self.dim = self.latents.dim
         self._density = Mapped(torch.func.vmap(self.at), self.at)
