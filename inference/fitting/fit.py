@@ -20,14 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..engine import Auto, Engine
 from ..engine.nonfinite import NonFiniteLossError
 from ..objectives import Objective
-<<<<<<< HEAD
 from ..optimisers import Solver
-from ..programs.bound import bind
-=======
-from ..optimisers import Solver, SolverTask
 from ..programs.arguments import checked
 from ..programs.bound import owned_pair, working_pair
->>>>>>> main
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count
 from ..starting import Start
@@ -86,12 +81,10 @@ def fit(
 ) -> Fit:
     """Maximises the ELBO over the parameters of `guide`, and over those of `model` if it has any.
 
-    With no option of the method, natural gradients are tried first (`follow`); `Fit.route` says what was tried. Modules are
-    trained in place. Global state is restored at the end, also after an error or Ctrl-C. `FitPlan` says more.
+    Tries natural gradients first if no option of the method is named (`follow`). Restores global state. `FitPlan` says more.
 
     Args:
-        model: a Pyro model, called as model(x), or as model(*x) if `x` is a tuple.
-        guide: a Pyro guide with the same arguments.
+        model, guide: a Pyro pair, called as model(x), or as model(*x) if `x` is a tuple.
         x: the data.
         steps: number of optimiser steps; a maximum if `stop` is given too. Without either, the rule is `Converged()`.
         lr: learning rate of the first step. Default: 0.01, or found by short trials if a rule (`Converged`) sets the rate.
@@ -111,33 +104,20 @@ def fit(
 
     Raises:
         TypeError, ValueError: for bad input, before any work starts.
-        NonFiniteLossError: at the first step whose loss or gradient is not finite; names the site.
-        DivergedError: if the ELBO falls far below its start, or q shrinks to a point.
+        NonFiniteLossError, DivergedError: if a loss or gradient is not finite; if the ELBO falls far below its start.
     """
-<<<<<<< HEAD
-    natural = all(v is None for v in (steps, lr, stop, start, objective, optimiser, batch_size, transform)) and restarts == 1
-    natural, optimiser = natural and schedule is cosine and engine is Auto, optimiser or torch.optim.Adam
-    rules = _rules(steps, stop, optimiser, seconds)
-    plan = FitPlan(model, guide, as_args(x), rules, steps, objective, optimiser, schedule, batch_size, transform, engine)
-=======
-    args, rules, pair = as_args(x), _rules(steps, stop, optimiser), working_pair(model, guide)
+    named = (steps, lr, stop, start, objective, optimiser, batch_size, transform, kwargs)
+    natural = all(option is None for option in named) and restarts == 1 and schedule is cosine and engine is Auto
+    optimiser = torch.optim.Adam if optimiser is None else optimiser
+    args, rules, pair = as_args(x), _rules(steps, stop, optimiser, seconds), working_pair(model, guide)
     plan = FitPlan(*pair, args, rules, steps, objective, optimiser, schedule, batch_size, transform, engine, kwargs)
->>>>>>> main
     plan.check(lr)
     start = checked_start(plan, start, restarts)
     begin = time.perf_counter()
     with isolated(seed) as store, plan.opened() as (plan, workspace):
         begin_at(plan, workspace.batch, start, restarts, lr)
-<<<<<<< HEAD
         route = follow(plan, workspace, lr, natural=natural, seconds=seconds, progress=progress)
     return result_of(plan, workspace, store, route, seed=seed, seconds=time.perf_counter() - begin)
-=======
-        if isinstance(optimiser, Solver):
-            losses, ended = _solve(plan, workspace, optimiser)
-        else:
-            losses, ended = descend(plan, workspace, choose_rate(plan, workspace.batch, lr), progress=progress)
-    return result_of(plan, workspace, store, losses, ended, seed=seed, seconds=time.perf_counter() - begin)
->>>>>>> main
 
 
 def result_of(plan: FitPlan, workspace: Workspace, store: StateDict, route: Route, *, seed: int, seconds: float) -> Fit:
@@ -147,17 +127,10 @@ def result_of(plan: FitPlan, workspace: Workspace, store: StateDict, route: Rout
         del store["params"][name], store["constraints"][name]  # another program's, which the user's param store holds
     model, guide, store = owned_pair(plan.model, plan.guide, store, workspace.names, (plan.args, plan.kwargs))
     return Fit(
-<<<<<<< HEAD
-        model=bind(plan.model, store, workspace.names[0]),
-        guide=bind(plan.guide, store, workspace.names[1]),
-        nelbo=route.losses,
-        steps=len(route.losses),
-=======
         model=model,
         guide=guide,
-        nelbo=losses,
-        steps=len(losses),
->>>>>>> main
+        nelbo=route.losses,
+        steps=len(route.losses),
         seconds=seconds,
         seed=seed,
         stop=route.stop,
