@@ -12,6 +12,7 @@ from torch import Tensor
 from ..programs.draws import Draws, draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
+from .text import estimate_html, estimate_text
 
 __all__ = ["Estimate", "Terms", "elbo"]
 
@@ -48,6 +49,12 @@ class Estimate:
     def se(self) -> float:
         """Standard error of `value`."""
         return float(self.total.elbo_se)
+
+    def __repr__(self) -> str:
+        return estimate_text(self)
+
+    def _repr_html_(self) -> str:
+        return estimate_html(self)
 
 
 def elbo(
