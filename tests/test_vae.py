@@ -80,6 +80,15 @@ class TestBinaryVAE:
         posterior = model.posterior(x)
         torch.testing.assert_close(analytic_elbo(model, posterior, x), model.log_evidence(x), **EXACT)
 
+    def test_a_q_that_is_not_over_its_states_is_refused(self):
+        model, x = demo(BinaryVAE)
+        zeros = torch.zeros(len(x), 3, dtype=x.dtype)
+        with pytest.raises(TypeError, match="BinaryVAE: q must be over zeros and ones"):
+            model.expected_log_likelihood(torch.distributions.Independent(torch.distributions.Normal(zeros, 1.0), 1), x)
+        short = torch.distributions.Independent(torch.distributions.Bernoulli(logits=zeros[:, :2]), 1)
+        with pytest.raises(ValueError, match=r"q is over vectors of shape \(2,\), but h has shape \(3,\)"):
+            model.expected_log_likelihood(short, x)
+
     @pytest.mark.slow
     def test_enumeration_score_function_and_iwae_agree(self):
         """Both objectives fit the pair to the same ELBO, and IWAE estimates the enumerated evidence."""

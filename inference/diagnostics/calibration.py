@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from models import LocalModel, Model
+from models.arguments import number
 
 from ..plots.rank_histograms import rank_histograms
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import quantities, scalars
@@ -56,6 +58,7 @@ class Calibration:
         """p-value of the hypothesis that every scalar is calibrated: the smallest of `p_values` times D (Bonferroni)."""
         return min(1.0, float(self.p_values.min()) * len(self.p_values))
 
+    @checked
     def ecdf_band(self, *, level: float = 0.95, seed: int = 0) -> tuple[Tensor, Tensor]:
         """ECDF of the ranks minus the uniform ECDF, shape (D, draws + 1), and half the width of a band, shape (draws + 1,).
 
@@ -63,6 +66,7 @@ class Calibration:
 
         Reference: Säilynoja, Bürkner & Vehtari, "Graphical test for discrete uniformity" (2022).
         """
+        number("ecdf_band: level", level, above=0, below=1)
         simulations = len(self.ranks)
         grid = torch.arange(1, self.draws + 2) / (self.draws + 1)
         spread = (grid * (1 - grid) / simulations).sqrt()
@@ -85,6 +89,7 @@ class Calibration:
         )
 
 
+@checked
 def calibration(
     model: Model,
     q: Callable[[Tensor], Any],
@@ -130,6 +135,7 @@ def calibration(
         raise ValueError(
             f"{type(model).__name__} is a global model: say how many rows each simulated data set has, with rows=."
         )
+    check_count(rows=rows)
     truths, each = [], []
     for simulation in range(simulations):
         h, x = model.simulate(rows, seed=seed + simulation)

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from ..evidence.hmc import transition
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
@@ -49,6 +50,7 @@ class Change:
         return int(size.where(wrong, -torch.ones_like(size)).argmax()) if bool(wrong.any()) else None
 
 
+@checked
 def change(first: Importance, second: Importance) -> Change:
     """Change from one proposal's corrected moments to another's: zero in expectation if both proposals cover the posterior."""
     one, other = first.corrected(), second.corrected()
@@ -59,6 +61,7 @@ def change(first: Importance, second: Importance) -> Change:
     return Change(mean / other.sd, sd, mean / errors[0], sd / errors[1])
 
 
+@checked
 def drift(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],

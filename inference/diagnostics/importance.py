@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..evidence.psis import psis
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import Scalars, quantities, scalars
@@ -113,6 +114,7 @@ class Importance:
         return weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
 
 
+@checked
 def importance(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -138,7 +140,7 @@ def importance(
     check_count(least=MIN_DRAWS, draws=draws)
     check_data(model, args)
     with isolated(seed), torch.no_grad():
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         improper = improper_latents(model, guide, args)
         found = draw_all(model, guide, args, draws=draws)
     log_weights = (found.log_likelihood + found.log_prior - found.log_q).double()

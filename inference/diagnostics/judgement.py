@@ -233,7 +233,7 @@ def _for_modes(step: str) -> str:
 
 def _without_moment(estimates: Estimates, quantity: Quantity) -> str:
     """A sentence about a moment that may not exist; empty if all seem to."""
-    if estimates.wider is None or quantity.name == "tails":
+    if estimates.wider is None or quantity.name == "tails" or not estimates.references[1].reliable:
         return ""
     # Errors of means are in units of sds, so means need them too.
     khat, name = estimates.wider.moment_khat(2)

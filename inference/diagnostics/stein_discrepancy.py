@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
+from ..programs.validation import as_args, check_count, check_data
 
 __all__ = ["SteinDiscrepancy", "kernel_stein_discrepancy"]
 
@@ -25,6 +27,7 @@ class SteinDiscrepancy(NamedTuple):
     """p-value of the hypothesis that the draws are independent draws from the posterior; by the multiplier bootstrap."""
 
 
+@checked
 def kernel_stein_discrepancy(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
@@ -50,6 +53,8 @@ def kernel_stein_discrepancy(
     References: Liu, Lee & Jordan, "A kernelized Stein discrepancy for goodness-of-fit tests" (2016), equation 14; Gorham &
     Mackey, "Measuring sample quality with kernels" (2017).
     """
+    check_count(bootstrap=bootstrap)
+    check_data(model, as_args(x))
     joint = LogJoint(model, x)
     u = joint.unconstrain(h)
     draws = len(u)

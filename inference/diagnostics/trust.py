@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..fitting.fit import Fit
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 from .drift import Change
 from .importance import Importance, importance
@@ -32,6 +33,7 @@ MAX_KHAT_FOR_ESS = 1.0
 """Above this k̂ the weights have no finite mean, and no effective number of draws is reported."""
 
 
+@checked
 def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: int = 0) -> Verdict:
     """Decides whether the means, sds, tails and ELBO of a fit may be used.
 

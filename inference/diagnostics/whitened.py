@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ..programs.log_joint import LogJoint
+from ..programs.mapping import NotMappedError, agree, mappable
 from ..programs.validation import as_args
 
 __all__ = ["Whitened", "mapped"]
@@ -26,8 +27,8 @@ DRAWS_PER_DIM = 10
 """Draws for each dimension that a covariance needs; with fewer only the variances are used."""
 MAX_CHANCE = 6.0
 """Standard errors of the largest correlation of independent coordinates."""
-MAX_DIFFERENCE = 1e-6
-"""Largest relative difference between the density of one point and that of the same point among several."""
+MAX_REASON = 120
+"""Letters of an error that is quoted as a reason."""
 
 
 def mapped(model: Callable[..., Any], x: Tensor | tuple[Any, ...], h: dict[str, Tensor]) -> tuple[LogJoint, Tensor] | str:
@@ -39,14 +40,15 @@ def mapped(model: Callable[..., Any], x: Tensor | tuple[Any, ...], h: dict[str, 
     try:
         joint = LogJoint(model, x, chunk=max(1, min(MAX_CHUNK, MAX_NUMBERS // max(1, numbers))))
         u = joint.unconstrain(h)
-        with torch.no_grad():
-            several, single = joint(u[:3]), torch.cat([joint(point.unsqueeze(0)) for point in u[:3]])
-            joint.score(u[:1])
+        with joint.evaluated():
+            with mappable():
+                several = torch.func.vmap(torch.func.grad_and_value(joint.at))(u[:3])[1]
+            single = torch.stack([joint.at(point) for point in u[:3]])
+    except NotMappedError as error:
+        return str(error)
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
-        return str(error).split("\n")[0][:120]
-    if bool(((several - single).abs() > MAX_DIFFERENCE * (1 + single.abs())).any()):
-        return "its log density depends on how many points are evaluated together"
-    return joint, u
+        return str(error).split("\n")[0][:MAX_REASON]
+    return (joint, u) if agree(several.detach(), single.detach()) else "mapped, it is not the density of a single call"
 
 
 class Whitened:
@@ -135,8 +137,11 @@ class Whitened:
     def _safe(self, function: Callable[[Tensor], Any], z: Tensor) -> tuple[Tensor, ...]:
         """The values of a mapped function; density zero where a matrix cannot be factorised, and at a few points beside it."""
         try:
-            found = function(z)
-        except LinAlgError:
+            with mappable():
+                found = function(z)
+        except NotMappedError as error:
+            if not isinstance(error.__cause__, LinAlgError):
+                raise
             if len(z) > MAX_REJECTED:
                 halves = [self._safe(function, half) for half in z.chunk(2)]
                 return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.draws import Draws, draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -57,6 +58,7 @@ class Estimate:
         return estimate_html(self)
 
 
+@checked
 def elbo(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -84,7 +86,7 @@ def elbo(
     check_count(draws=draws, least=2)
     check_data(model, args)
     with isolated(seed):
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         total, per_datum = _RunningTerms(), _RunningTerms()
         for chunk in draw_chunks(model, guide, args, draws=draws):
             total.add(chunk.total)

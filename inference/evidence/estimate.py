@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .finite import require_finite
 from .psis import psis
 from .text import evidence_html, evidence_text
 
@@ -26,7 +27,7 @@ class Evidence:
     value: Tensor
     se: Tensor
     """Standard error of each value by the delta method: sd(w) / (mean(w) √K) for weights w. If few weights dominate the sum
-    (a small `ess`, a large `khat`), the standard error is unreliable and too small."""
+    (a small `ess`, a large `khat`), the standard error is unreliable and too small. NaN for one weight, which has none."""
     ess: Tensor
     """Effective number of weights: (Σ w)² / Σ w², between 1 and K."""
     draws: int
@@ -55,6 +56,15 @@ class Evidence:
 
     def _repr_html_(self) -> str:
         return evidence_html(self)
+
+    def checked(self, owner: str) -> Self:
+        """This estimate, if log p(x) is finite for every datum.
+
+        Raises:
+            ValueError: that names the first datum for which it is not.
+        """
+        require_finite(self.value, f"{owner}: the estimate of log p(x)")
+        return self
 
     @classmethod
     def joined(cls, blocks: Sequence[Self]) -> Self:
@@ -101,7 +111,10 @@ class LogMean:
         """The estimate of log p(x); `upper` if the mean of the weights estimates 1/p(x) instead of p(x)."""
         value = self.top + self.first.log() - log(self.seen)
         ess = self.first.square() / self.second
-        relative = (self.seen / ess - 1.0).clamp(min=0.0) / max(1, self.seen - 1)
+        if self.seen > 1:
+            relative = (self.seen / ess - 1.0).clamp(min=0.0) / (self.seen - 1)
+        else:
+            relative = torch.full_like(ess, torch.nan)
         bound = "upper" if upper else "lower"
         return Evidence(-value if upper else value, relative.sqrt(), ess, self.seen, bound, self._khat())
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
+
 __all__ = ["MAX_KHAT", "MAX_KHAT_OF_FINITE_VARIANCE", "leave_one_out_density", "psis"]
 
 MAX_KHAT = 0.7
@@ -25,6 +27,7 @@ MAX_TIE_RANGE = 1e-9
 """Log weights within this range are the same one."""
 
 
+@checked
 def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Smooths the largest weights and estimates the index of their tail, k̂.
 
@@ -38,6 +41,10 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Reference: Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling" (2024).
     """
+    if log_weights.dim() == 0 or len(log_weights) < 2:
+        raise ValueError(f"psis: log_weights needs at least two draws, but has shape {tuple(log_weights.shape)}.")
+    if bool((log_weights.isnan() | (log_weights == torch.inf)).any()) or not bool((log_weights > -torch.inf).any(0).all()):
+        raise ValueError("psis: log_weights must be numbers or −inf, and finite for at least one draw of each column.")
     columns = log_weights.detach().double().flatten(1) if log_weights.dim() > 1 else log_weights.detach().double().unsqueeze(1)
     centred = columns - columns.max(0).values
     constant = -centred.min(0).values <= MAX_CONSTANT_RANGE

@@ -7,12 +7,14 @@ from importlib import import_module
 import numpy as np
 import torch
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 from .base import MAX_DENSE_DIM, Chains, Length, start
 
 __all__ = ["nutpie_nuts"]
 
 
+@checked
 def nutpie_nuts(joint: LogJoint, length: Length) -> Chains:
     """nutpie's NUTS, one chain after the other. Its mass matrix also learns from gradients, so it needs less warmup.
 
