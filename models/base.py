@@ -17,7 +17,7 @@ from pyro.nn.module import _PyroModuleMeta
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from .arguments import check_rows, matrix
+from .arguments import check_rows, count, matrix, seed_of
 from .datasets import Dataset
 from .naming import own_name, rename
 from .threads import one_thread
@@ -128,6 +128,7 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         Raises:
             ValueError: if the prior is improper.
         """
+        n, seed = count("simulate: n", n), seed_of("simulate: seed", seed)
         if not self.proper:
             raise ValueError(f"{type(self).__name__} has an improper prior, which cannot be drawn from: give x.")
         with (

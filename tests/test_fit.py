@@ -566,7 +566,7 @@ class TestBadInput:
         assert not self.refused(TypeError, "int64, but real numbers", x=torch.zeros(100, 2, dtype=torch.int64))
         assert not self.refused(ValueError, "x is empty", x=torch.zeros(0, 2))
         assert not self.refused(TypeError, "float64, the model torch.float32", x=self.x.double())
-        assert not self.refused(TypeError, "must be a torch.Tensor", x=self.x.numpy())
+        assert not self.refused(TypeError, "x must be a tensor, an array or a list", x={"x": self.x})
 
     @pytest.mark.parametrize("size", [0, -1, 101])
     def test_batch_size(self, size):

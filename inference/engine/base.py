@@ -38,8 +38,16 @@ class Engine(ABC):
         self.taken = 0
 
     @abstractmethod
-    def advance(self, steps: int) -> Tensor:
-        """Takes `steps` steps and returns the loss before each, shape (steps,).
+    def advance(self, steps: int, *, confirm: bool = False) -> Tensor:
+        """Takes `steps` steps.
+
+        Args:
+            steps: how many.
+            confirm: whether the fit is looked at afterwards: then the last steps are compared with Pyro's.
+
+        Returns:
+            The losses of the last steps, one for each of the new ones. If a comparison with Pyro fails, the steps since the
+            last one that held are taken again by Pyro, and their losses come before those of the new steps.
 
         Raises:
             NonFiniteLossError: at the first loss or gradient that is not finite; the parameters are as they were before
@@ -62,7 +70,7 @@ def join(optimiser: Optimizer, parameters: Sequence[Tensor]) -> None:
 class StepwiseEngine(Engine):
     """Computes loss and gradients step by step, and leaves the update to the torch optimiser."""
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int, *, confirm: bool = False) -> Tensor:
         return torch.tensor([self._take(next(self.problem.batches)) for _ in range(steps)], dtype=torch.float64)
 
     @abstractmethod
@@ -96,5 +104,5 @@ class StepwiseEngine(Engine):
             parameter.grad = None
 
     def _finite_gradients(self) -> bool:
-        gradients = [p.grad for p in self.problem.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.problem.parameters if p.grad is not None and p.grad.numel()]
         return bool(torch.nn.utils.get_total_norm(gradients, inf).isfinite())

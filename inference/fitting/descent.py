@@ -58,8 +58,9 @@ def _watched(engine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any, sm
     divergence = DivergenceMonitor(run, smaller=smaller)
     blocks, stop = Blocks(), None
     while stop is None:
-        with blocks.next(min(divergence.due, *(watch.due for watch in watches)) - run.steps) as block:
-            run.add(engine.advance(block))
+        due = min(divergence.due, *(watch.due for watch in watches))
+        with blocks.next(due - run.steps) as block:
+            run.add(engine.advance(block, confirm=run.steps + block == due), new=block)
             bar.update(block)
         if run.steps == divergence.due:
             divergence.look(run)

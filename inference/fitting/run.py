@@ -49,10 +49,12 @@ class LiveRun:
         for group in self.problem.optimiser.param_groups:
             group["lr"] = value if group["lr"] == before else group["lr"] * value / before
 
-    def add(self, losses: Tensor) -> None:
-        """Records the losses of a block of steps."""
+    def add(self, losses: Tensor, *, new: int) -> None:
+        """Records the losses of a block of `new` steps, after those of earlier steps that were taken again."""
+        if len(losses) > new:
+            self._losses = [self.losses[: self.steps + new - len(losses)]]
         self._losses.append(losses)
-        self.steps += len(losses)
+        self.steps += new
 
     @property
     def seconds(self) -> float:
