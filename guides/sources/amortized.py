@@ -48,6 +48,8 @@ class Amortized(Guide):
         shared: Family | None = None,
     ) -> None:
         super().__init__(model, family, plate=plate, shared=shared)
+        if not (encoder is None or callable(encoder)) or isinstance(encoder, type):
+            raise TypeError(f"{type(self).__name__}: encoder must be a net or a spec such as MLP(), but is {encoder!r}.")
         self._spec = (MLP() if encoder is None else encoder,)
 
     def make_parameters(self, x: Tensor) -> None:

@@ -14,8 +14,10 @@ from pyro.nn import PyroModule
 from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor, nn
 
+from ..arguments import program
 from ..families import Family, FullRank
 from ..latents import Latents
+from ..naming import own_name, rename
 
 __all__ = ["Guide", "ModelGuide"]
 
@@ -32,7 +34,8 @@ class ModelGuide(PyroModule):
     """
 
     def __init__(self, model: Callable[..., Any]) -> None:
-        super().__init__(name=type(self).__name__)
+        program(f"{type(self).__name__}: model", model)
+        super().__init__(name=own_name(type(self)))
         # A tuple hides the model from torch, which would register it as a submodule.
         self._model = (model,)
 
@@ -75,7 +78,12 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
             raise TypeError(f"{type(self).__name__}: family must be a Family such as MeanField(), but is {family!r}.")
         if shared is not None and not isinstance(shared, Family):
             raise TypeError(f"{type(self).__name__}: shared must be a Family such as FullRank(), but is {shared!r}.")
+        if not isinstance(plate, str):
+            raise TypeError(f"{type(self).__name__}: plate must be the name of the model's data plate, but is {plate!r}.")
+        if shared is not None and not self.local:
+            raise ValueError(f"{type(self).__name__} has one family over all latents: leave shared=None.")
         self.family = family
+        self._needs_shared = shared is not None
         self.shared_family: Family = FullRank() if shared is None else shared
         self.plate = plate
         self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
@@ -134,6 +142,11 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         unbound = self.family
         unbound_shared = self.shared_family
         shared = Latents(self.model, args, kwargs, plate=self.plate, shared=True) if self.local else None
+        if self._needs_shared and not (shared is not None and shared.sites):
+            raise ValueError(
+                f"{type(self).__name__}: shared is given, but the model has no latents outside the plate {self.plate!r}: "
+                "leave shared=None."
+            )
         self.family = self.family.over(latents.dim)
         self.latents = latents
         if shared is not None and shared.sites:
@@ -181,6 +194,7 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        rename(new)
         return new
 
     def _check_plate(self) -> None:

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ..arguments import count, flag, number
 from ..families import Family
 from .amortized import Amortized
 
@@ -56,10 +57,10 @@ class SemiAmortized(Amortized):
         plate: str = "data",
     ) -> None:
         super().__init__(model, family, encoder, plate=plate)
-        if steps < 1:
-            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: without steps, use Amortized.")
-        if not lr > 0 or draws < 1:
-            raise ValueError(f"SemiAmortized: lr and draws must be positive, but are {lr} and {draws}.")
+        steps, draws = count("SemiAmortized: steps", steps, least=0), count("SemiAmortized: draws", draws)
+        if steps == 0:
+            raise ValueError("SemiAmortized: steps must be at least 1, but is 0: without steps, use Amortized.")
+        lr, training = number("SemiAmortized: lr", lr, above=0), flag("SemiAmortized: training", training)
         if family.discrete:
             raise ValueError(
                 f"SemiAmortized: {type(family).__name__} has no gradient with respect to its draws: use Amortized."

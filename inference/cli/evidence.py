@@ -69,7 +69,7 @@ def evidence_of_one(
     )
     table.add_row("ELBO", plus_minus(loosest.value / n, loosest.se / n), "–", "–")
     for name, bound in bounds.items():
-        ess, khat = f"{float(bound.ess.median()):.0f} of {bound.draws}", f"{float(bound.khat.max()):.2f}"
+        ess, khat = f"{float(bound.ess.median()):.0f} of {bound.draws}", f"{float(bound.khat.max()):.2f}".replace("nan", "–")
         table.add_row(name, plus_minus(bound.value.sum() / n, bound.se.square().sum().sqrt() / n), ess, khat)
     if not isnan(exact := known_evidence(fitted.model, some)):
         table.add_row("exact", f"{exact / n:.4f}", "–", "–")

@@ -22,12 +22,14 @@ from ..evidence.packed_guide import PackedGuide
 from ..evidence.packed_model import PackedModel
 from ..fitting.unseen import Ascent, check_ascent, log_weights
 from ..plots.gap_bars import gap_bars
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
 from ..programs.whole_data import whole_data
 from .best_lambda import EncoderTraining, Stages, best_stages
+from .text import gaps_html, gaps_text
 
 __all__ = ["Gaps", "Part", "gaps"]
 
@@ -71,6 +73,12 @@ class Gaps:
     optimisation: Part
     """ELBO(λ of the best encoder, or best λ_i without an encoder) − ELBO(the guide)."""
 
+    def __repr__(self) -> str:
+        return gaps_text(self)
+
+    def _repr_html_(self) -> str:
+        return gaps_html(self)
+
     @property
     def parts(self) -> dict[str, Part]:
         """The three gaps by name."""
@@ -95,6 +103,7 @@ class Gaps:
         return gap_bars({name: (part.mean, part.mean_se) for name, part in self.parts.items()}, title=title)
 
 
+@checked
 def gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],

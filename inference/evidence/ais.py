@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -24,6 +25,7 @@ TARGET_ACCEPTANCE = 0.75
 """Acceptance rate for which the step sizes are tuned; near the optimum of HMC."""
 
 
+@checked
 def ais(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -65,6 +67,7 @@ def ais(
     return _bound(model, guide, x, lambda path: path.start(chains), settings, reverse=False, seed=seed)
 
 
+@checked
 def ais_reverse(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -11,6 +11,7 @@ from torch import Tensor
 from guides import Prior
 from models import Model
 
+from ..programs.arguments import checked
 from ..programs.validation import check_count
 from .ais import ais, ais_reverse
 from .estimate import Evidence
@@ -32,6 +33,7 @@ class Sandwich:
         return self.upper.value - self.lower.value
 
 
+@checked
 def bidirectional(model: Model, n: int, *, guide: Callable[..., Any] | None = None, seed: int = 0, **options: Any) -> Sandwich:
     """Simulates `n` rows from the model and bounds their log p(x) from both sides by annealed importance sampling.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guides.latents import check_supports
 
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
@@ -22,6 +23,7 @@ from .estimate import Evidence, LogMean
 __all__ = ["iwae"]
 
 
+@checked
 def iwae(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -55,7 +57,7 @@ def iwae(
     check_data(model, args)
     blocks = []
     with isolated(seed), whole_data(), torch.no_grad():
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         if isinstance(unwrap(guide), AutoGuide):
             check_supports(model, *args)
         for block, proposal in guide_blocks(model, guide, args):

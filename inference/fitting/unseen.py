@@ -16,6 +16,7 @@ from ..evidence.finite import require_finite
 from ..evidence.joint_family import JointFamily
 from ..evidence.packed_guide import PackedGuide, packed_guide
 from ..evidence.packed_model import PackedModel
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_rate
@@ -39,6 +40,7 @@ class Ascent(NamedTuple):
     """Draws per datum and step."""
 
 
+@checked
 def fit_unseen(guide: Guide, x: Tensor | tuple[Any, ...], *, ascent: Ascent | None = None, seed: int = 0) -> Local:
     """Fits a `Local` guide of the same model and family to data x that `guide` has not seen. The model is frozen.
 

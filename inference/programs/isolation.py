@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.params.param_store import StateDict
@@ -15,7 +17,7 @@ from torch import nn
 
 from models.threads import one_thread
 
-__all__ = ["Scope", "exclusive", "isolated", "param_store", "without_validation"]
+__all__ = ["Scope", "exclusive", "isolated", "param_store", "seed_all", "without_validation"]
 
 
 class _Open:
@@ -62,11 +64,18 @@ class Scope:
         """Runs the `with` block inside the scope. Yields the state of its param store."""
         with exclusive(), param_store(self.store) as store:
             if self.rng is None:
-                pyro.set_rng_seed(self._seed)
+                seed_all(self._seed)
             else:
                 set_rng_state(self.rng)
             yield store
             self.rng = get_rng_state()
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch, Python and NumPy, as `pyro.set_rng_seed`. NumPy takes 32 bits of the seed, the other two all of it."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (Pyro's samplers draw from the global generator)
 
 
 @contextmanager
