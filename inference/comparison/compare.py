@@ -23,9 +23,10 @@ from ..objectives import Objective
 from ..optimisers import Solver
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
+from ..programs.copying import copied
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_rate
-from .surroundings import copied, outside_tensors, restored
+from .surroundings import outside_tensors, restored
 from .table import Comparison, Run
 from .truth import best_known_elbo, known_evidence
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,27 +10,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ..programs.bound import unwrap
+from ..programs.copying import copied
 from ..programs.isolation import isolated
 
-__all__ = ["copied", "outside_tensors", "restored"]
-
-
-def copied(program: Any, memo: dict[int, Any]) -> Any:
-    """`copy.deepcopy` that leaves autoguides as they are: Pyro's makes both the original and the copy forget their model."""
-    parts = [m for m in program.modules() if isinstance(m, AutoGuide)] if isinstance(program, nn.Module) else []
-    links = [(part._model, part.master) for part in parts]
-    try:
-        new = copy.deepcopy(program, memo)
-    finally:
-        for part, (model, master) in zip(parts, links, strict=True):
-            part._model, part.master = model, master
-    for part, (model, _) in zip(parts, links, strict=True):
-        memo[id(part)]._model = tuple(memo.get(id(program), program) for program in model or ())
-    return new
+__all__ = ["outside_tensors", "restored"]
 
 
 def outside_tensors(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
