@@ -23,6 +23,7 @@ from ..objectives import Objective
 from ..optimisers import Solver, SolverTask
 from ..programs.bound import bind
 from ..programs.isolation import isolated
+from ..programs.support import check_support
 from ..programs.validation import as_args, check_count
 from ..starting import Start
 from ..stopping import Converged, MaxSteps, Rule, Stop
@@ -116,6 +117,7 @@ def fit(
         else:
             rate = choose_rate(plan, workspace.batch, lr)
             losses, ended = descend(plan, workspace, rate, progress=progress)
+        check_support(plan.model, plan.guide, *workspace.batch[:2])
     return result_of(plan, workspace, store, losses, ended, seed=seed, seconds=time.perf_counter() - begin)
 
 

@@ -21,7 +21,8 @@ from guides import Defensive, Guide, Posterior, Prior
 from .bound import unwrap
 from .isolation import isolated
 from .masked_data import fill_hidden_data
-from .traced_pairs import runs_the_model, trace_pair
+from .support import check_support
+from .traced_pairs import Pair, runs_the_model, trace_pair
 
 __all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate"]
 
@@ -125,6 +126,7 @@ def check_pair(
         with torch.no_grad():
             guide_trace, model_trace = trace_pair(model, guide, args, kwargs)
         _check_sites(guide_trace, model_trace, enumerated=enumerated)
+        check_support(model, guide, args, kwargs, pair=Pair(guide_trace, model_trace))
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
     except (ValueError, RuntimeError) as error:
