@@ -34,8 +34,8 @@ class Banana(Target):
 
     def __init__(self, *, bend: Tensor | float = 0.3, scale: Tensor | float = 2.0) -> None:
         super().__init__()
-        self.register_buffer("bend", real("bend", bend, ()))
-        self.register_buffer("scale", positive("scale", scale, ()))
+        self.declare("bend", real("bend", bend, ()))
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> dist.TransformedDistribution:
         base = dist.Normal(self.scale.new_zeros(2), 1.0).to_event(1)

@@ -11,9 +11,10 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Beta, Distribution, Independent
 
-from .arguments import positive
+from .arguments import check_event, count, positive
 from .base import Model
 from .datasets import Dataset
+from .precision import cast, widened
 
 __all__ = ["BetaBernoulli"]
 
@@ -39,8 +40,9 @@ class BetaBernoulli(Model):
 
     def __init__(self, dim: int = 1, *, successes: Tensor | float = 1.0, failures: Tensor | float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("successes", positive("successes", successes, (dim,)))
-        self.register_buffer("failures", positive("failures", failures, (dim,)))
+        dim = count("BetaBernoulli: dim", dim)
+        self.declare("successes", positive("successes", successes, (dim,)), constraints.positive)
+        self.declare("failures", positive("failures", failures, (dim,)), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -65,24 +67,29 @@ class BetaBernoulli(Model):
 
     def posterior(self, x: Tensor) -> dist.Independent:
         self.check_data(x)
-        heads = x.sum(0)
-        return dist.Beta(self.successes + heads, self.failures + len(x) - heads).to_event(1)
+        return cast(dist.Beta(*self._counts(x)).to_event(1), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) = Σ_j log B(posterior pseudo-counts) − log B(prior pseudo-counts)."""
-        posterior = self.posterior(x).base_dist
-        counts = posterior.concentration1, posterior.concentration0
-        return (_log_beta(*counts) - _log_beta(self.successes, self.failures)).sum()
+        self.check_data(x)
+        return (_log_beta(*self._counts(x)) - _log_beta(self.successes.double(), self.failures.double())).sum()
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for q = independent Betas, through E[log h] = ψ(a) − ψ(a + b)."""
         self.check_data(x)
         if not (isinstance(q, Independent) and isinstance(q.base_dist, Beta)):
             raise TypeError(f"BetaBernoulli: q must be Beta(...).to_event(1) for a closed form, but is {q}.")
+        check_event(q, self.data_shape, owner="BetaBernoulli")
+        q = widened(q)
         a, b = q.base_dist.concentration1, q.base_dist.concentration0
-        heads = x.sum(0)
+        heads = x.sum(0, dtype=torch.float64)
         log_h, log_not_h = torch.digamma(a) - torch.digamma(a + b), torch.digamma(b) - torch.digamma(a + b)
         return (heads * log_h + (len(x) - heads) * log_not_h).sum(-1)
+
+    def _counts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pseudo-counts of the posterior, shape (d,), in float64."""
+        heads = x.sum(0, dtype=torch.float64)
+        return self.successes.double() + heads, self.failures.double() + len(x) - heads
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:

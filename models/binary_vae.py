@@ -7,10 +7,13 @@ from typing import Self
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .arguments import check_event
 from .decoders import MLP
+from .precision import cast, widened
 from .states import States, all_states
 from .vae import VAE
 
@@ -59,7 +62,7 @@ class BinaryVAE(VAE):
     def posterior(self, x: Tensor) -> States:
         """p(h | x), batch shape (N,)."""
         states, log_likelihood = self._scored(x)
-        return States((self._log_prior(states) + log_likelihood).mT)
+        return cast(States((self._log_prior(states) + log_likelihood).mT), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log Σ_h p(x, h), shape (N,)."""
@@ -68,14 +71,21 @@ class BinaryVAE(VAE):
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """Σ_h q(h) log p(x | h), shape (N,), for any q over {0, 1}^k."""
+        support = getattr(q.support, "base_constraint", q.support)
+        if support is not constraints.boolean:
+            raise TypeError(
+                f"BinaryVAE: q must be over zeros and ones, such as Bernoulli(...).to_event(1) or States, but is {q}."
+            )
+        check_event(q, (self.latents,), owner="BinaryVAE")
         states, log_likelihood = self._scored(x)
-        return (q.log_prob(states).exp() * log_likelihood).sum(0)
+        return (widened(q).log_prob(states).exp() * log_likelihood).sum(0)
 
     def _log_prior(self, states: Tensor) -> Tensor:
-        return dist.Bernoulli(logits=self.prior_logits).log_prob(states).sum(-1)
+        log_density: Tensor = dist.Bernoulli(logits=self.prior_logits.double()).log_prob(states).sum(-1)
+        return log_density
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """All states, shape (2^k, 1, k), and log p(x | h) at each, shape (2^k, N)."""
+        """All states, shape (2^k, 1, k), and log p(x | h) at each, shape (2^k, N), both in float64."""
         self.check_data(x)
         if self.latents > MAX_LATENTS:
             raise ValueError(
@@ -83,4 +93,5 @@ class BinaryVAE(VAE):
             )
         states = all_states(self.latents, like=self.prior_logits).unsqueeze(1)
         chunk = max(1, MAX_SCORES // x.numel())
-        return states, torch.cat([self.decode(part).log_prob(x) for part in states.split(chunk)])
+        exact = x.double()
+        return states.double(), torch.cat([widened(self.decode(part)).log_prob(exact) for part in states.split(chunk)])

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive, real
+from .arguments import count, positive, real
 from .base import Model
 
 __all__ = ["DiagonalGaussianModel"]
@@ -33,6 +33,7 @@ class DiagonalGaussianModel(Model):
         noise_scale: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
+        dim = count(f"{type(self).__name__}: dim", dim)
         self.declare("prior_loc", real("prior_loc", prior_loc, (dim,)))
         self.declare("prior_scale", positive("prior_scale", prior_scale, (dim,)), constraints.positive)
         self.declare("noise_scale", positive("noise_scale", noise_scale, (dim,)), constraints.positive)
@@ -48,7 +49,8 @@ class DiagonalGaussianModel(Model):
         return pyro.sample("x", dist.Normal(h, self.noise_scale).to_event(1), obs=x)
 
     def posterior_given(self, total: Tensor, n: int) -> dist.Independent:
-        """The posterior after `n` observations of h with the sum `total`, batch shape total.shape[:-1]."""
-        precision = self.prior_scale**-2 + n * self.noise_scale**-2
-        loc = (self.prior_loc * self.prior_scale**-2 + total * self.noise_scale**-2) / precision
+        """The posterior after `n` observations of h with the sum `total`, batch shape total.shape[:-1]; in float64."""
+        prior_precision, noise_precision = self.prior_scale.double() ** -2, self.noise_scale.double() ** -2
+        precision = prior_precision + n * noise_precision
+        loc = (self.prior_loc.double() * prior_precision + total.double() * noise_precision) / precision
         return dist.Normal(loc, precision**-0.5).to_event(1)

@@ -11,9 +11,10 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
-from .arguments import positive
+from .arguments import check_event, count, positive
 from .base import Model
 from .datasets import Dataset
+from .precision import cast, widened
 
 __all__ = ["DirichletCategorical"]
 
@@ -38,9 +39,8 @@ class DirichletCategorical(Model):
 
     def __init__(self, categories: int = 2, *, concentration: Tensor | float = 1.0) -> None:
         super().__init__()
-        if categories < 2:
-            raise ValueError(f"DirichletCategorical: categories must be at least 2, but is {categories}.")
-        self.register_buffer("concentration", positive("concentration", concentration, (categories,)))
+        categories = count("DirichletCategorical: categories", categories, least=2)
+        self.declare("concentration", positive("concentration", concentration, (categories,)), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -66,19 +66,26 @@ class DirichletCategorical(Model):
 
     def posterior(self, x: Tensor) -> dist.Dirichlet:
         self.check_data(x)
-        return dist.Dirichlet(self.concentration + x.sum(0))
+        return cast(dist.Dirichlet(self._counts(x)), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) = log B(concentration + Σ x_i) − log B(concentration)."""
-        return _log_beta(self.posterior(x).concentration) - _log_beta(self.concentration)
+        self.check_data(x)
+        return _log_beta(self._counts(x)) - _log_beta(self.concentration.double())
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for q = Dirichlet, through E[log h_j] = ψ(a_j) − ψ(Σ a)."""
         self.check_data(x)
         if not isinstance(q, Dirichlet):
             raise TypeError(f"DirichletCategorical: q must be a Dirichlet for a closed form, but is {q}.")
-        a = q.concentration
-        return (x.sum(0) * (torch.digamma(a) - torch.digamma(a.sum(-1, keepdim=True)))).sum(-1)
+        check_event(q, self.data_shape, owner="DirichletCategorical")
+        a = widened(q).concentration
+        counts = x.sum(0, dtype=torch.float64)
+        return (counts * (torch.digamma(a) - torch.digamma(a.sum(-1, keepdim=True)))).sum(-1)
+
+    def _counts(self, x: Tensor) -> Tensor:
+        """Pseudo-counts of the posterior, shape (k,), in float64."""
+        return self.concentration.double() + x.sum(0, dtype=torch.float64)
 
 
 def _log_beta(a: Tensor) -> Tensor:

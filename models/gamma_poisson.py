@@ -11,9 +11,10 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent
 
-from .arguments import positive
+from .arguments import check_event, count, positive
 from .base import Model
 from .datasets import Dataset
+from .precision import cast, widened
 
 __all__ = ["GammaPoisson"]
 
@@ -39,8 +40,9 @@ class GammaPoisson(Model):
 
     def __init__(self, dim: int = 1, *, shape: Tensor | float = 1.0, rate: Tensor | float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("shape", positive("shape", shape, (dim,)))
-        self.register_buffer("rate", positive("rate", rate, (dim,)))
+        dim = count("GammaPoisson: dim", dim)
+        self.declare("shape", positive("shape", shape, (dim,)), constraints.positive)
+        self.declare("rate", positive("rate", rate, (dim,)), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -66,20 +68,28 @@ class GammaPoisson(Model):
 
     def posterior(self, x: Tensor) -> dist.Independent:
         self.check_data(x)
-        return dist.Gamma(self.shape + x.sum(0), self.rate + len(x)).to_event(1)
+        return cast(self._posterior(x), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x), as log p(x | m) + log p(m) − log p(m | x) at the posterior mean m."""
-        posterior = self.posterior(x)
+        self.check_data(x)
+        posterior = self._posterior(x)
         h = posterior.mean
+        log_prior = dist.Gamma(self.shape.double(), self.rate.double()).log_prob(h).sum()
         log_posterior: Tensor = posterior.log_prob(h)
-        return dist.Poisson(h).log_prob(x).sum() + dist.Gamma(self.shape, self.rate).log_prob(h).sum() - log_posterior
+        return dist.Poisson(h).log_prob(x.double()).sum() + log_prior - log_posterior
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for q = independent Gammas, through E[log h] = ψ(a) − log b."""
         self.check_data(x)
         if not (isinstance(q, Independent) and isinstance(q.base_dist, Gamma)):
             raise TypeError(f"GammaPoisson: q must be Gamma(...).to_event(1) for a closed form, but is {q}.")
+        check_event(q, self.data_shape, owner="GammaPoisson")
+        q, x = widened(q), x.double()
         a, b = q.base_dist.concentration, q.base_dist.rate
         log_h = torch.digamma(a) - b.log()
         return (x.sum(0) * log_h - len(x) * a / b - torch.lgamma(x + 1).sum(0)).sum(-1)
+
+    def _posterior(self, x: Tensor) -> dist.Independent:
+        counts = x.sum(0, dtype=torch.float64)
+        return dist.Gamma(self.shape.double() + counts, self.rate.double() + len(x)).to_event(1)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
+from .arguments import check_event
+from .precision import widened
+
 __all__ = ["LinearGaussian", "mean_and_covariance", "reconstruction"]
 
 
@@ -26,9 +29,14 @@ def mean_and_covariance(q: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction(q: Distribution, x: Tensor, noise_scale: Tensor) -> Tensor:
-    """E_q[log N(x; h, noise_scale²)] for each entry of x, where q is a Gaussian over h with the event shape of x."""
-    mean, covariance = mean_and_covariance(q)
-    return _expected_log_normal(x, mean, covariance.diagonal(dim1=-2, dim2=-1), noise_scale)
+    """E_q[log N(x; h, noise_scale²)] for each entry of x, where q is a Gaussian over h like a row of x; in float64.
+
+    Raises:
+        TypeError, ValueError: if q is no Gaussian, or over vectors of another length.
+    """
+    mean, covariance = mean_and_covariance(widened(q))
+    check_event(q, tuple(x.shape[-1:]), owner="expected_log_likelihood")
+    return _expected_log_normal(x.double(), mean, covariance.diagonal(dim1=-2, dim2=-1), noise_scale.double())
 
 
 class LinearGaussian(NamedTuple):
@@ -44,6 +52,10 @@ class LinearGaussian(NamedTuple):
     loading: Tensor
     offset: Tensor
     noise_scale: Tensor
+
+    def double(self) -> LinearGaussian:
+        """The same in float64."""
+        return LinearGaussian(*(part.double() for part in self))
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(h | x): batch shape x.shape[:-1], event shape (k,)."""
@@ -66,6 +78,7 @@ class LinearGaussian(NamedTuple):
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for Gaussian q, shape x.shape[:-1]."""
         mean, covariance = mean_and_covariance(q)
+        check_event(q, tuple(self.prior_loc.shape), owner="expected_log_likelihood")
         variance = torch.einsum("dk,...kl,dl->...d", self.loading, covariance, self.loading)
         return _expected_log_normal(x, self._mean(mean), variance, self.noise_scale).sum(-1)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Self
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from .datasets import Dataset
 from .diagonal_gaussian import DiagonalGaussianModel
 from .gaussian import reconstruction
+from .precision import cast
 
 __all__ = ["GaussianMean"]
 
@@ -46,16 +48,20 @@ class GaussianMean(DiagonalGaussianModel):
 
     def posterior(self, x: Tensor) -> dist.Independent:
         self.check_data(x)
-        return self.posterior_given(x.sum(0), len(x))
+        return cast(self._posterior(x), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x), as log p(x | m) + log p(m) − log p(m | x) at the posterior mean m."""
-        posterior = self.posterior(x)
+        self.check_data(x)
+        posterior = self._posterior(x)
         h = posterior.mean
-        log_prior = dist.Normal(self.prior_loc, self.prior_scale).log_prob(h).sum()
+        log_prior = dist.Normal(self.prior_loc.double(), self.prior_scale.double()).log_prob(h).sum()
         log_posterior: Tensor = posterior.log_prob(h)
-        return dist.Normal(h, self.noise_scale).log_prob(x).sum() + log_prior - log_posterior
+        return dist.Normal(h, self.noise_scale.double()).log_prob(x.double()).sum() + log_prior - log_posterior
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)
         return reconstruction(q, x, self.noise_scale).sum((-2, -1))
+
+    def _posterior(self, x: Tensor) -> dist.Independent:
+        return self.posterior_given(x.sum(0, dtype=torch.float64), len(x))

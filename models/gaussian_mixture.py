@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +14,7 @@ from torch.distributions import Categorical, Distribution
 from .arguments import matrix, positive
 from .base import LocalModel
 from .datasets import Dataset
+from .precision import cast, widened
 
 __all__ = ["GaussianMixture"]
 
@@ -28,9 +29,10 @@ class GaussianMixture(LocalModel):
     `guides.Posterior` does, and so does Pyro's enumeration (`TraceEnum_ELBO`), which also learns parameters.
 
     Args:
-        loc: means of the components, shape (k, d). A `torch.nn.Parameter` given as loc or scale is learned.
+        loc: means of the components, shape (k, d). A `torch.nn.Parameter` is learned.
         scale: their standard deviations, a number or shape (k, d).
-        weights: their probabilities, shape (k,), normalised here; equal by default.
+        weights: their probabilities, shape (k,), normalised here; equal by default. A
+            `torch.nn.Parameter` is learned on the simplex, and must sum to 1.
 
     Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), section 9.2.
     """
@@ -46,7 +48,11 @@ class GaussianMixture(LocalModel):
         self.declare("scale", positive("scale", scale, tuple(loc.shape), like=loc), constraints.positive)
         weights = loc.detach().new_ones(len(loc)) if weights is None else weights
         weights = positive("weights", weights, (len(loc),), like=loc)
-        self.register_buffer("weights", weights / weights.sum())
+        if not isinstance(weights, torch.nn.Parameter):
+            weights = weights / weights.sum()
+        elif not torch.allclose(weights.sum(), torch.ones_like(weights.sum())):
+            raise ValueError(f"weights is a Parameter, so it must sum to 1, but it sums to {weights.sum().item():g}.")
+        self.declare("weights", weights, constraints.simplex)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -76,18 +82,38 @@ class GaussianMixture(LocalModel):
 
     def posterior(self, x: Tensor) -> dist.Categorical:
         """p(h | x): the responsibilities, batch shape (N,)."""
-        return dist.Categorical(logits=self.weights.log() + self._log_likelihoods(x))
+        return cast(dist.Categorical(logits=self._log_joint(x)), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        return (self.weights.log() + self._log_likelihoods(x)).logsumexp(-1)
+        """log p(x_i), shape (N,)."""
+        return self._log_joint(x).logsumexp(-1)
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for q = Categorical, shape (N,)."""
         if not isinstance(q, Categorical):
             raise TypeError(f"GaussianMixture: q must be a Categorical for a closed form, but is {q}.")
-        return (q.probs * self._log_likelihoods(x)).sum(-1)
+        log_likelihoods = self._log_likelihoods(x)
+        if q.probs.shape[-1] != len(self.loc):
+            raise ValueError(f"GaussianMixture: q is over {q.probs.shape[-1]} components, but the model has {len(self.loc)}.")
+        return (widened(q).probs * log_likelihoods).sum(-1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Converts the model and normalises the weights again: rounded to float32 they do not sum to 1 in float64."""
+        before = self.dtype
+        super()._apply(fn, recurse)
+        if "weights" in self._buffers and self.dtype != before:
+            self.weights = self.weights / self.weights.sum()
+        return self
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """log p(x_i, h_i = j), shape (N, k)."""
+        weights = self.weights.double()
+        return (weights / weights.sum()).log() + self._log_likelihoods(x)
 
     def _log_likelihoods(self, x: Tensor) -> Tensor:
-        """log p(x_i | h_i = j), shape (N, k)."""
+        """log p(x_i | h_i = j), shape (N, k), in float64."""
         self.check_data(x)
-        return dist.Normal(self.loc, self.scale).to_event(1).log_prob(x.unsqueeze(-2))
+        log_density: Tensor = (
+            dist.Normal(self.loc.double(), self.scale.double()).to_event(1).log_prob(x.double().unsqueeze(-2))
+        )
+        return log_density

@@ -7,13 +7,15 @@ from typing import Self
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive
+from .arguments import number, positive
 from .base import RegressionModel
 from .datasets import Dataset
 from .gaussian import reconstruction
+from .precision import cast
 
 __all__ = ["GaussianProcess"]
 
@@ -53,12 +55,11 @@ class GaussianProcess(RegressionModel):
         jitter: float = 1e-4,
     ) -> None:
         super().__init__(covariates)
-        self.register_buffer("lengthscale", positive("lengthscale", lengthscale, (), like=covariates))
-        self.register_buffer("scale", positive("scale", scale, (), like=covariates))
-        self.register_buffer("noise_scale", positive("noise_scale", noise_scale, (), like=covariates))
-        if not jitter > 0:
-            raise ValueError(f"GaussianProcess: jitter must be positive, but is {jitter}.")
-        self.jitter = jitter
+        covariates = self.covariates
+        self.jitter = number("GaussianProcess: jitter", jitter, above=0)
+        self.declare("lengthscale", positive("lengthscale", lengthscale, (), like=covariates), constraints.positive)
+        self.declare("scale", positive("scale", scale, (), like=covariates), constraints.positive)
+        self.declare("noise_scale", positive("noise_scale", noise_scale, (), like=covariates), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -83,16 +84,18 @@ class GaussianProcess(RegressionModel):
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """N(C x / noise_scale², C) with C = (K⁻¹ + I / noise_scale²)⁻¹ = L (I + LᵀL / noise_scale²)⁻¹ Lᵀ, where K = L Lᵀ."""
         self.check_data(x)
-        lower = torch.linalg.cholesky(self.covariance(self.covariates, self.covariates))
-        inner = torch.eye(len(x), dtype=x.dtype) + lower.mT @ lower / self.noise_scale**2
+        noise = self.noise_scale.double() ** 2
+        lower = torch.linalg.cholesky(self._prior_covariance())
+        inner = torch.eye(len(x)).to(lower) + lower.mT @ lower / noise
         scale_tril = lower @ torch.linalg.cholesky(torch.linalg.inv(inner))
-        return dist.MultivariateNormal(scale_tril @ (scale_tril.mT @ x) / self.noise_scale**2, scale_tril=scale_tril)
+        loc = scale_tril @ (scale_tril.mT @ x.double()) / noise
+        return cast(dist.MultivariateNormal(loc, scale_tril=scale_tril), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log N(x; 0, K + noise_scale² I)."""
         self.check_data(x)
-        covariance = self.covariance(self.covariates, self.covariates) + self._noise(len(x))
-        return dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(x)
+        x = x.double()
+        return dist.MultivariateNormal(torch.zeros_like(x), self._prior_covariance() + self._noise(len(x))).log_prob(x)
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)
@@ -101,8 +104,8 @@ class GaussianProcess(RegressionModel):
     def covariance(self, a: Tensor, b: Tensor) -> Tensor:
         """K between the inputs `a`, shape (n, p), and `b`, shape (m, p): shape (n, m)."""
         squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
-        kernel = torch.exp(-0.5 * squared / self.lengthscale**2) + self.jitter * (squared == 0)
-        return self.scale**2 * kernel
+        kernel = torch.exp(-0.5 * squared / self.lengthscale.to(a.dtype) ** 2) + self.jitter * (squared == 0)
+        return self.scale.to(a.dtype) ** 2 * kernel
 
     def sparse_elbo(self, inducing: Tensor, x: Tensor) -> Tensor:
         r"""The highest ELBO through the function's values at the inputs `inducing`, shape (M, p), in closed form.
@@ -112,24 +115,33 @@ class GaussianProcess(RegressionModel):
         """
         projected = self._projected(inducing, x)
         explained = projected.mT @ projected
+        x = x.double()
         evidence = dist.MultivariateNormal(torch.zeros_like(x), explained + self._noise(len(x))).log_prob(x)
-        unexplained = len(x) * self.scale**2 * (1 + self.jitter) - explained.diagonal().sum()
-        return evidence - 0.5 * unexplained / self.noise_scale**2
+        unexplained = len(x) * self.scale.double() ** 2 * (1 + self.jitter) - explained.diagonal().sum()
+        return evidence - 0.5 * unexplained / self.noise_scale.double() ** 2
 
     def sparse_posterior(self, inducing: Tensor, x: Tensor) -> dist.MultivariateNormal:
         """The q(h) whose ELBO is `sparse_elbo`, if the inputs `inducing` are among the covariates."""
         projected = self._projected(inducing, x)
-        inner = torch.eye(len(inducing), dtype=x.dtype) + projected @ projected.mT / self.noise_scale**2
-        mean = projected.mT @ torch.linalg.solve(inner, projected @ x) / self.noise_scale**2
-        covariance = self.covariance(self.covariates, self.covariates) - projected.mT @ projected
+        noise = self.noise_scale.double() ** 2
+        inner = torch.eye(len(inducing)).to(projected) + projected @ projected.mT / noise
+        mean = projected.mT @ torch.linalg.solve(inner, projected @ x.double()) / noise
+        covariance = self._prior_covariance() - projected.mT @ projected
         covariance = covariance + projected.mT @ torch.linalg.solve(inner, projected)
-        return dist.MultivariateNormal(mean, (covariance + covariance.mT) / 2)
+        return cast(dist.MultivariateNormal(mean, (covariance + covariance.mT) / 2), x.dtype)
 
     def _projected(self, inducing: Tensor, x: Tensor) -> Tensor:
-        """L⁻¹ K_mn with K_mm = L Lᵀ, shape (M, N)."""
+        """L⁻¹ K_mn with K_mm = L Lᵀ, shape (M, N), in float64."""
         self.check_data(x)
+        inducing = inducing.double()
         lower = torch.linalg.cholesky(self.covariance(inducing, inducing))
-        return torch.linalg.solve_triangular(lower, self.covariance(inducing, self.covariates), upper=False)
+        return torch.linalg.solve_triangular(lower, self.covariance(inducing, self.covariates.double()), upper=False)
+
+    def _prior_covariance(self) -> Tensor:
+        """K between the covariates, in float64."""
+        covariates = self.covariates.double()
+        return self.covariance(covariates, covariates)
 
     def _noise(self, n: int) -> Tensor:
-        return self.noise_scale**2 * torch.eye(n, dtype=self.covariates.dtype)
+        noise = self.noise_scale.double() ** 2
+        return noise * torch.eye(n).to(noise)

@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from .base import Model
 from .gaussian import LinearGaussian
+from .precision import cast, widened
 
 __all__ = ["LinearGaussianModel"]
 
@@ -23,12 +24,12 @@ class LinearGaussianModel(Model):
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         self.check_data(x)
-        return self.linear_gaussian().posterior(x)
+        return cast(self.linear_gaussian().double().posterior(x.double()), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         self.check_data(x)
-        return self.linear_gaussian().log_evidence(x)
+        return self.linear_gaussian().double().log_evidence(x.double())
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)
-        return self.linear_gaussian().expected_log_likelihood(q, x)
+        return self.linear_gaussian().double().expected_log_likelihood(widened(q), x.double())

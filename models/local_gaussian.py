@@ -12,6 +12,7 @@ from .base import LocalModel
 from .datasets import Dataset
 from .diagonal_gaussian import DiagonalGaussianModel
 from .gaussian import reconstruction
+from .precision import cast
 
 __all__ = ["LocalGaussian"]
 
@@ -47,13 +48,13 @@ class LocalGaussian(DiagonalGaussianModel, LocalModel):
 
     def posterior(self, x: Tensor) -> dist.Independent:
         self.check_data(x)
-        return self.posterior_given(x, 1)
+        return cast(self.posterior_given(x, 1), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_i) = log Normal(x_i; prior_loc, √(prior_scale² + noise_scale²)), shape (N,)."""
         self.check_data(x)
-        scale = (self.prior_scale**2 + self.noise_scale**2).sqrt()
-        return dist.Normal(self.prior_loc, scale).log_prob(x).sum(-1)
+        scale = (self.prior_scale.double() ** 2 + self.noise_scale.double() ** 2).sqrt()
+        return dist.Normal(self.prior_loc.double(), scale).log_prob(x.double()).sum(-1)
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         self.check_data(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log, pi
 from typing import Any, ClassVar, Self
 
 import pyro
@@ -16,6 +17,7 @@ from torch.distributions.constraints import cat, independent
 from .arguments import positive, real
 from .base import Model
 from .datasets import Dataset
+from .precision import cast, widened
 
 __all__ = ["IndependentNormalGamma", "NormalGamma", "NormalGammaDistribution"]
 
@@ -53,10 +55,10 @@ class NormalGamma(Model):
         rate: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
-        self.register_buffer("loc", real("loc", loc, ()))
-        self.register_buffer("count", positive("count", count, ()))
-        self.register_buffer("shape", positive("shape", shape, ()))
-        self.register_buffer("rate", positive("rate", rate, ()))
+        self.declare("loc", real("loc", loc, ()))
+        self.declare("count", positive("count", count, ()), constraints.positive)
+        self.declare("shape", positive("shape", shape, ()), constraints.positive)
+        self.declare("rate", positive("rate", rate, ()), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -81,16 +83,15 @@ class NormalGamma(Model):
 
     def posterior(self, x: Tensor) -> NormalGammaDistribution:
         self.check_data(x)
-        count = self.count + len(x)
-        loc = (self.count * self.loc + x.sum()) / count
-        return NormalGammaDistribution(loc, count, self.shape + len(x) / 2, self.rate + self._squares(x, loc) / 2)
+        return cast(self._posterior(x), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x), as log p(x | m) + log p(m) − log p(m | x) at the posterior mean m."""
-        posterior = self.posterior(x)
+        self.check_data(x)
+        posterior = self._posterior(x)
         h = posterior.mean
-        log_prior = NormalGammaDistribution(self.loc, self.count, self.shape, self.rate).log_prob(h)
-        return dist.Normal(h[0], h[1] ** -0.5).log_prob(x).sum() + log_prior - posterior.log_prob(h)
+        log_prior = widened(NormalGammaDistribution(self.loc, self.count, self.shape, self.rate)).log_prob(h)
+        return dist.Normal(h[0], h[1] ** -0.5).log_prob(x.double()).sum() + log_prior - posterior.log_prob(h)
 
     def expected_log_likelihood(self, q: Distribution, x: Tensor) -> Tensor:
         """E_q[log p(x | h)] for q a `NormalGammaDistribution` or an `IndependentNormalGamma`."""
@@ -99,9 +100,10 @@ class NormalGamma(Model):
             raise TypeError(
                 f"NormalGamma: q must be a NormalGammaDistribution or an IndependentNormalGamma for a closed form, but is {q}."
             )
+        q, x = widened(q), x.double()
         squares = ((x - q.loc) ** 2).sum() * q.concentration / q.rate + len(x) * q.scaled_variance
         log_precision = torch.digamma(q.concentration) - q.rate.log()
-        return 0.5 * (len(x) * (log_precision - torch.tensor(2 * torch.pi).log()) - squares)
+        return 0.5 * (len(x) * (log_precision - log(2 * pi)) - squares)
 
     def mean_field(self, x: Tensor) -> IndependentNormalGamma:
         r"""The q = q(h_0) q(h_1) with the highest ELBO: the fixed point of coordinate ascent, in closed form.
@@ -110,13 +112,23 @@ class NormalGamma(Model):
         of squares about the posterior mean, including the prior's term count (posterior mean − loc)². The solution is
         b = (rate + S/2) / (1 − 1/(2a)), and q(h_0) = Normal(posterior mean, 1/√((count + N) a/b)).
         """
-        posterior = self.posterior(x)
-        shape = self.shape + (len(x) + 1) / 2
+        self.check_data(x)
+        posterior = self._posterior(x)
+        shape = self.shape.double() + (len(x) + 1) / 2
         rate = posterior.rate / (1 - 0.5 / shape)
-        return IndependentNormalGamma(posterior.loc, (posterior.count * shape / rate) ** -0.5, shape, rate)
+        return cast(IndependentNormalGamma(posterior.loc, (posterior.count * shape / rate) ** -0.5, shape, rate), x.dtype)
+
+    def _posterior(self, x: Tensor) -> NormalGammaDistribution:
+        """The posterior in float64."""
+        x = x.double()
+        prior_count = self.count.double()
+        count = prior_count + len(x)
+        loc = (prior_count * self.loc.double() + x.sum()) / count
+        shape, rate = self.shape.double() + len(x) / 2, self.rate.double() + self._squares(x, loc) / 2
+        return NormalGammaDistribution(loc, count, shape, rate)
 
     def _squares(self, x: Tensor, loc: Tensor) -> Tensor:
-        return ((x - loc) ** 2).sum() + self.count * (loc - self.loc) ** 2
+        return ((x - loc) ** 2).sum() + self.count.double() * (loc - self.loc.double()) ** 2
 
 
 class _MeanAndPrecision(TorchDistribution):

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive
+from .arguments import count, positive
 from .target import Target
 
 __all__ = ["Ring"]
@@ -37,11 +37,9 @@ class Ring(Target):
 
     def __init__(self, modes: int = 6, *, radius: Tensor | float = 4.0, scale: Tensor | float = 0.5) -> None:
         super().__init__()
-        if modes < 1:
-            raise ValueError(f"Ring: modes must be at least 1, but is {modes}.")
-        self.modes = modes
-        self.register_buffer("radius", positive("radius", radius, ()))
-        self.register_buffer("scale", positive("scale", scale, ()))
+        self.modes = count("Ring: modes", modes)
+        self.declare("radius", positive("radius", radius, ()), constraints.positive)
+        self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> _OverPlane:
         angle = 2 * pi * torch.arange(self.modes, device=self.radius.device).to(self.radius.dtype) / self.modes

@@ -7,13 +7,15 @@ from typing import NamedTuple, Self
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive, real
+from .arguments import count, positive, real
 from .base import LocalModel
 from .datasets import Dataset
 from .gaussian import reconstruction
+from .precision import cast
 
 __all__ = ["Smoothed", "StateSpace"]
 
@@ -61,13 +63,11 @@ class StateSpace(LocalModel):
         initial_scale: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"StateSpace: steps must be at least 1, but is {steps}.")
-        self.steps = steps
-        self.register_buffer("transition", real("transition", transition, ()))
-        self.register_buffer("drift_scale", positive("drift_scale", drift_scale, ()))
-        self.register_buffer("noise_scale", positive("noise_scale", noise_scale, ()))
-        self.register_buffer("initial_scale", positive("initial_scale", initial_scale, ()))
+        self.steps = count("StateSpace: steps", steps)
+        self.declare("transition", real("transition", transition, ()))
+        self.declare("drift_scale", positive("drift_scale", drift_scale, ()), constraints.positive)
+        self.declare("noise_scale", positive("noise_scale", noise_scale, ()), constraints.positive)
+        self.declare("initial_scale", positive("initial_scale", initial_scale, ()), constraints.positive)
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:
@@ -95,9 +95,7 @@ class StateSpace(LocalModel):
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(h_i | x_i), dense: batch shape (N,), event shape (T,). `smooth` gives its marginals at a cost linear in T."""
         self.check_data(x)
-        precision = self._prior().precision_matrix + torch.eye(self.steps, dtype=x.dtype) / self.noise_scale**2
-        scale_tril = dist.MultivariateNormal(torch.zeros_like(x[0]), precision_matrix=precision).scale_tril
-        return dist.MultivariateNormal(x @ scale_tril @ scale_tril.mT / self.noise_scale**2, scale_tril=scale_tril)
+        return cast(self._posterior(x), x.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_i) by the Kalman filter, shape (N,)."""
@@ -111,26 +109,29 @@ class StateSpace(LocalModel):
     def smooth(self, x: Tensor) -> Smoothed:
         """The marginals of the posterior by the Rauch–Tung–Striebel smoother, at a cost linear in T."""
         self.check_data(x)
+        transition, drift, _, _ = self._numbers()
         means, variances, _ = self._filter(x)
         mean, variance = means[-1], variances[-1]
         smoothed = [(mean, variance)]
         for m, v in zip(reversed(means[:-1]), reversed(variances[:-1]), strict=True):
-            predicted = self.transition**2 * v + self.drift_scale**2
-            gain = v * self.transition / predicted
-            mean = m + gain * (mean - self.transition * m)
+            predicted = transition**2 * v + drift
+            gain = v * transition / predicted
+            mean = m + gain * (mean - transition * m)
             variance = v + gain**2 * (variance - predicted)
             smoothed.append((mean, variance))
         mean, variance = (torch.stack(part[::-1], -1) for part in zip(*smoothed, strict=True))
-        return Smoothed(mean, variance.sqrt().expand_as(mean))
+        return Smoothed(mean.to(x.dtype), variance.sqrt().expand_as(mean).to(x.dtype))
 
     def per_step_gap(self, x: Tensor) -> Tensor:
-        r"""The amortization gap of the best affine encoder λ_it = f_t(x_it) on `x`, in nats per series, shape ().
+        r"""The amortization gap of the best affine encoder λ_it = f_t(x_it) on `x`, in nats per series, shape ();
+        float64.
 
         With the posterior's mean m(x_i) and precision P, a mean field with means f and the best scales has an ELBO that is
         ½ (f − m)ᵀ P (f − m) below the one with means m. The mean of this loss over the series is a least-squares problem in
         the 2T coefficients of f. For Gaussian x and N → ∞ no other f_t does better, affine or not.
         """
-        posterior = self.posterior(x)
+        self.check_data(x)
+        posterior, x = self._posterior(x), x.double()
         root = torch.linalg.cholesky(posterior.precision_matrix[0]).mT
         # (f − m)ᵀ P (f − m) = |root (f − m)|², linear in the slopes and offsets of f.
         design = torch.cat([x.unsqueeze(-2) * root, root.expand(len(x), -1, -1)], -1).flatten(0, 1)
@@ -147,15 +148,38 @@ class StateSpace(LocalModel):
         scale_tril = (self.transition**lag * scale).tril()
         return dist.MultivariateNormal(torch.zeros_like(scale), scale_tril=scale_tril)
 
+    def _posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        """The posterior in float64.
+
+        The precision of the states is tridiagonal and written down directly. To invert their covariance would lose all
+        digits if the state grows.
+        """
+        transition, drift, noise, initial = self._numbers()
+        innovation = torch.cat([initial.reshape(1), drift.expand(self.steps - 1)])
+        later = transition / innovation[1:]
+        diagonal = 1 / innovation + torch.nn.functional.pad(transition * later, (0, 1)) + 1 / noise
+        precision = diagonal.diag() - later.diag(1) - later.diag(-1)
+        zero = torch.zeros_like(diagonal)
+        scale_tril = dist.MultivariateNormal(zero, precision_matrix=precision).scale_tril
+        return dist.MultivariateNormal(x.double() @ scale_tril @ scale_tril.mT / noise, scale_tril=scale_tril)
+
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Transition, and the variances of drift, noise and initial state, in float64."""
+        scales = (self.drift_scale, self.noise_scale, self.initial_scale)
+        drift, noise, initial = (scale.double() ** 2 for scale in scales)
+        return self.transition.double(), drift, noise, initial
+
     def _filter(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Filtered mean and variance of each step, and log p(x_i), shape (N,)."""
+        """Filtered mean and variance of each step, and log p(x_i), shape (N,); in float64."""
+        x = x.double()
+        transition, drift, noise, initial = self._numbers()
         means, variances = [], []
-        mean, variance = x.new_zeros(len(x)), self.initial_scale**2
+        mean, variance = x.new_zeros(len(x)), initial
         total = x.new_zeros(len(x))
         for t in range(self.steps):
             if t:
-                mean, variance = self.transition * mean, self.transition**2 * variance + self.drift_scale**2
-            spread = variance + self.noise_scale**2
+                mean, variance = transition * mean, transition**2 * variance + drift
+            spread = variance + noise
             total = total + dist.Normal(mean, spread.sqrt()).log_prob(x[:, t])
             gain = variance / spread
             mean, variance = mean + gain * (x[:, t] - mean), (1 - gain) * variance

@@ -60,4 +60,4 @@ class Target(Model):
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) = Σ_i log Normal(x_i; 0, 1), shape ()."""
         self.check_data(x)
-        return dist.Normal(x.new_zeros(()), 1.0).log_prob(x).sum()
+        return dist.Normal(x.new_zeros(()).double(), 1.0).log_prob(x.double()).sum()

@@ -105,6 +105,14 @@ class TestTractable:
             residual = bayes_residual(model, x, seed)
             torch.testing.assert_close(residual, torch.zeros_like(residual), **EXACT)
 
+    def test_a_q_over_other_vectors_is_refused(self, model_class):
+        """A vector of length one would broadcast, and give a wrong number."""
+        model, x = demo(model_class)
+        wide = dist.Bernoulli(torch.full((1,), 0.3)) if is_discrete(model_class) else dist.Normal(torch.zeros(1), 1.0)
+        for q in (wide.to_event(1), wide.expand((17,)).to_event(1)):
+            with pytest.raises(ValueError, match="q is over vectors of shape"):
+                model.expected_log_likelihood(q, x)
+
     def test_bayes_rule_fails_for_another_model(self, model_class):
         model, x = demo(model_class)
         other, _ = demo(model_class)

@@ -80,6 +80,15 @@ class TestBinaryVAE:
         posterior = model.posterior(x)
         torch.testing.assert_close(analytic_elbo(model, posterior, x), model.log_evidence(x), **EXACT)
 
+    def test_a_q_that_is_not_over_its_states_is_refused(self):
+        model, x = demo(BinaryVAE)
+        zeros = torch.zeros(len(x), 3, dtype=x.dtype)
+        with pytest.raises(TypeError, match="BinaryVAE: q must be over zeros and ones"):
+            model.expected_log_likelihood(torch.distributions.Independent(torch.distributions.Normal(zeros, 1.0), 1), x)
+        short = torch.distributions.Independent(torch.distributions.Bernoulli(logits=zeros[:, :2]), 1)
+        with pytest.raises(ValueError, match=r"q is over vectors of shape \(2,\), but h has shape \(3,\)"):
+            model.expected_log_likelihood(short, x)
+
     @pytest.mark.slow
     def test_enumeration_score_function_and_iwae_agree(self):
         """Both objectives fit the pair to the same ELBO, and IWAE estimates the enumerated evidence."""
@@ -337,10 +346,10 @@ class TestRange:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VAE((4,), 0), "latents and every side of data_shape must be positive"),
+        (lambda: VAE((4,), 0), "latents must be at least 1"),
         (lambda: VAE((), 2), "data_shape must be positive"),
-        (lambda: decoders.MLP((0,)), "widths must be positive"),
-        (lambda: decoders.Conv(()), "channels must be positive, at least one layer"),
+        (lambda: decoders.MLP((0,)), "hidden must be positive"),
+        (lambda: decoders.Conv(()), "channels must be positive, at least one"),
         (lambda: Conv((0,)), "channels must be positive"),
         (lambda: observations.Gaussian(0.0), "scale must be positive and finite"),
         (lambda: observations.DiscretisedLogistic(1), "levels must be at least 2"),

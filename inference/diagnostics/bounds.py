@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
 
 from ..evidence.psis import MAX_KHAT_OF_FINITE_VARIANCE
+from ..programs.arguments import checked
 from .importance import Importance
 
 __all__ = ["Bounds", "error_bounds"]
@@ -25,6 +27,7 @@ class Bounds:
     """|sd_p − sd_q| ≤ W_2 ≤ √2 (E_q|h − m|⁴ (exp D_2 − 1))^¼."""
 
 
+@checked
 def error_bounds(weighted: Importance) -> Bounds:
     """Bounds on the error of each mean and standard deviation, from the draws of `importance`.
 
@@ -36,7 +39,7 @@ def error_bounds(weighted: Importance) -> Bounds:
     bounds" (2020); Villani, "Optimal Transport" (2009), theorem 6.15.
     """
     log_weights = weighted.log_weights
-    log_draws = torch.tensor(float(len(log_weights))).log()
+    log_draws = log(len(log_weights))
     log_mean = log_weights.logsumexp(0) - log_draws
     divergence = float((2 * (log_weights - log_mean)).logsumexp(0) - log_draws)
     divergence = max(divergence, 0.0) if weighted.khat < MAX_KHAT_OF_FINITE_VARIANCE else torch.inf

@@ -14,8 +14,10 @@ from models import LocalModel, Model
 from models.base import data_plate
 from models.datasets import Dataset
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities
+from ..programs.validation import check_count
 
 __all__ = ["DataSets"]
 
@@ -35,8 +37,10 @@ class DataSets(LocalModel):
         ValueError: if the model cannot simulate data, or its latents are discrete.
     """
 
+    @checked
     def __init__(self, model: Model, rows: int) -> None:
         super().__init__()
+        check_count(rows=rows)
         self._inner = (model,)
         self.rows = rows
         _, x = model.simulate(rows, seed=0)
@@ -95,8 +99,10 @@ class DataSets(LocalModel):
             pyro.factor("x", density)
         return density
 
+    @checked
     def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
         """`n` pairs of latents, shape (n, dim), and data sets, shape (n, rows, *data_shape)."""
+        check_count(n=n)
         pairs = [self.inner.simulate(self.rows, seed=seed + i) for i in range(n)]
         h = [latents if isinstance(latents, Mapping) else {"h": latents} for latents, _ in pairs]
         values = {name: torch.stack([one[name] for one in h]) for name in h[0]}

@@ -5,19 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 
+from ..programs.arguments import checked
+from ..programs.isolation import seed_all
 from ..programs.log_joint import LogJoint
-from .base import MAX_DENSE_DIM, Chains, Length, start
+from .base import MAX_DENSE_DIM, Chains, Length, package, start
 
 __all__ = ["double_precision", "numpyro_nuts", "vectorised_potential"]
 
 
+@checked
 def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """NumPyro's NUTS with all chains in step, so one vectorised call evaluates density and score of all chains.
 
@@ -26,7 +27,7 @@ def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        jax, infer = import_module("jax"), import_module("numpyro.infer")
+        jax, infer = package("jax"), package("numpyro.infer")
         with double_precision(jax), joint.evaluated():
             kernel = infer.NUTS(
                 potential_fn=vectorised_potential(jax, joint),
@@ -41,9 +42,9 @@ def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
                 chain_method="vectorized",
                 progress_bar=length.progress,
             )
-            pyro.set_rng_seed(length.seed)
+            seed_all(length.seed)
             first = jax.numpy.asarray(start(joint, length.chains).double().numpy())
-            mcmc.run(jax.random.PRNGKey(length.seed), init_params=first, extra_fields=("diverging",))
+            mcmc.run(jax.random.PRNGKey(length.seed % 2**63), init_params=first, extra_fields=("diverging",))
             draws = np.array(mcmc.get_samples(group_by_chain=True))
             divergences = int(mcmc.get_extra_fields()["diverging"].sum())
     return Chains(torch.from_numpy(draws), divergences)

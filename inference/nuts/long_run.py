@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,18 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.arguments import number, shown
+
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
-from ..programs.validation import as_args, check_count, check_data
+from ..programs.validation import as_args, check_count, check_data, naming
 from .base import Chains, Length, Sampler
 from .cache import program_name, read_run, run_file, write_run
+from .fingerprint import NoFingerprintError, fingerprint
 from .samplers import best_sampler, packages
 
 __all__ = ["LongRun", "NotConvergedError", "reference"]
 
 MAX_RHAT, MIN_ESS = 1.01, 400.0
 """Limits for every scalar (Vehtari et al. 2021)."""
+MIN_DRAWS = 4
+"""Draws of a chain, for the R̂ of its two halves."""
 
 
 class NotConvergedError(RuntimeError):
@@ -70,6 +77,7 @@ class LongRun:
         write_run(file, {"names": names, **arrays, "divergences": self.divergences, "about": about})
 
 
+@checked
 def reference(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
@@ -94,8 +102,10 @@ def reference(
         seed: fixes starts and chains.
         sampler: one of `inference.nuts`; by default NumPyro's NUTS if it is installed (the extra ``bench``), else nutpie's if
             that is, else Pyro's.
-        cache: a folder of kept runs. A run of the same model (its code, parameters and data), settings and versions is read
-            from it, a new run is written to it, and a damaged file is replaced.
+        cache: a folder of kept runs. A run of the same posterior, settings, sampler (by its name) and versions is read from
+            it, a new run is written to it, and a damaged file is replaced. Posteriors are the same if the same tensor
+            operations on the same numbers give density and quantities. If a model is no fixed sequence of operations, no run
+            is read or written, with a warning.
         progress: whether to show progress bars.
 
     Raises:
@@ -106,22 +116,37 @@ def reference(
     "Rank-normalization, folding, and localization: an improved R̂" (2021).
     """
     args = as_args(x)
-    check_count(draws=draws, warmup=warmup)
+    check_count(warmup=warmup)
     check_count(least=2, chains=chains)
+    check_count(least=MIN_DRAWS, draws=draws)
+    number("target_accept", target_accept, above=0, below=1)
     check_data(model, args)
     sampler = best_sampler() if sampler is None else sampler
     length = Length(chains, draws, warmup, target_accept, seed, progress)
     about = _about(model, length, sampler)
-    file = None if cache is None else run_file(Path(cache), model, args, about)
+    joint = LogJoint(model, x)
+    file = None if cache is None else _file(Path(cache), joint, about)
     if file is not None and (known := LongRun.read(file)) is not None:
         return known
-    joint = LogJoint(model, x)
-    with isolated(seed):
+    with isolated(seed), naming("sampler", sampler, (joint, length)):
         drawn = sampler(joint, length)
+    if not isinstance(drawn, Chains):
+        raise TypeError(f"sampler must return Chains, but returned {shown(drawn)}.")
     run = _checked(joint, drawn, about)
     if file is not None:
         run.write(file)
     return run
+
+
+def _file(folder: Path, joint: LogJoint, about: dict[str, Any]) -> Path | None:
+    """The file of the run; None, with a warning, if it cannot be told from the runs of other posteriors."""
+    try:
+        posterior = fingerprint(joint)
+    except NoFingerprintError as error:
+        name = program_name(joint.model)
+        warnings.warn(f"reference: no kept run of {name} is used and this one is not kept, because {error}.", stacklevel=3)
+        return None
+    return run_file(folder, program_name(joint.model), posterior, about)
 
 
 def _about(model: Callable[..., Any], length: Length, sampler: Sampler) -> dict[str, Any]:

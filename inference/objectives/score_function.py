@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from ..programs.log_weights import LogWeights
 from ..programs.validation import check_draws
 from .base import Loss
@@ -44,6 +45,7 @@ class ScoreFunction(Weighted):
     baseline: Callable[[Tensor], Tensor] | None = leave_one_out
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_draws(self, self.draws, least=2 if self.baseline is leave_one_out else 1)
 
     def loss(self, log_weights: LogWeights, call: Call) -> Loss:

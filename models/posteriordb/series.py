@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Self
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
-from ..arguments import positive
+from ..arguments import count, positive
 from .flat import flat, flat_positive
 from .port import Port
 
@@ -50,7 +51,7 @@ class AutoRegression(_Series):
 
     def __init__(self, order: int = 5) -> None:
         super().__init__()
-        self.order = order
+        self.order = count("AutoRegression: order", order)
         self.register_buffer("scale", torch.tensor(10.0, dtype=torch.float64))
 
     @classmethod
@@ -104,7 +105,7 @@ class Garch(_Series):
     def __init__(self, initial_scale: Tensor | float = 0.5) -> None:
         super().__init__()
         like = torch.zeros((), dtype=torch.float64)
-        self.register_buffer("initial_scale", positive("initial_scale", initial_scale, (), like=like))
+        self.declare("initial_scale", positive("initial_scale", initial_scale, (), like=like), constraints.positive)
 
     @classmethod
     def from_posteriordb(cls, data: Mapping[str, Any]) -> tuple[Self, Tensor]:
