@@ -298,7 +298,7 @@ class TestComparisons:
         for seed in range(200):
             steps, due, count = RandomSteps(seed), 1, 0
             while due < 1000:
-                due, count = steps.after(due + 2), count + 1
+                due, count = steps.after(due + 1), count + 1
             counts.append(count)
         assert 4 < sum(counts) / len(counts) < 8
 
