@@ -15,6 +15,7 @@ from models.base import data_plate
 from models.datasets import Dataset
 
 from ..programs.log_joint import LogJoint
+from ..programs.mapped import Mapped
 from ..programs.quantities import quantities
 
 __all__ = ["DataSets"]
@@ -77,11 +78,11 @@ class DataSets(LocalModel):
         """log p(x_i, h_i), shape (*, N). Call it outside the data plate, as `forward` does."""
         if x is None:
             raise ValueError("DataSets only scores data sets, so x is needed: to simulate them, use simulate(n, seed=...).")
-        over_sets = torch.func.vmap(lambda u, one: self.joint.at(u, (one,)), in_dims=(0, 0))
-        over_draws = torch.func.vmap(over_sets, in_dims=(0, None))
         h = h.expand(*h.shape[:-2], len(x), h.shape[-1])
+        over_sets = Mapped(lambda u, one: self.joint.at(u, (one,)), self.inner)
+        over_draws = Mapped(lambda each: over_sets(each, x), self.inner)
         with pyro.validation_enabled(False):
-            density: Tensor = over_draws(h.reshape(-1, *h.shape[-2:]), x).reshape(h.shape[:-1])
+            density: Tensor = over_draws(h.reshape(-1, *h.shape[-2:])).reshape(h.shape[:-1])
         return density
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:

@@ -65,14 +65,13 @@ def double_precision(jax: Any) -> Iterator[None]:
 
 def vectorised_potential(jax: Any, joint: LogJoint) -> Callable[[Any], Any]:
     """−log p(x, u) as a JAX function with a gradient, vectorised over chains."""
-    both = torch.func.vmap(torch.func.grad_and_value(lambda u: -joint.at(u)))
 
     def evaluated(u: Any) -> tuple[np.ndarray, np.ndarray]:
         u = np.asarray(u)
         flat = torch.from_numpy(u.reshape(-1, u.shape[-1]).copy()).to(joint.latents.dtype)
-        score, value = both(flat)
-        values = value.detach().double().nan_to_num(nan=torch.inf).numpy().reshape(u.shape[:-1])
-        return values, score.detach().double().nan_to_num(0.0, 0.0, 0.0).numpy().reshape(u.shape)
+        value, score = joint.values_and_scores(flat)
+        values = (-value).double().nan_to_num(nan=torch.inf).numpy().reshape(u.shape[:-1])
+        return values, (-score).double().nan_to_num(0.0, 0.0, 0.0).numpy().reshape(u.shape)
 
     def call(u: Any) -> Any:
         shapes = jax.ShapeDtypeStruct(u.shape[:-1], u.dtype), jax.ShapeDtypeStruct(u.shape, u.dtype)

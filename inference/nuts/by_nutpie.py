@@ -22,11 +22,10 @@ def nutpie_nuts(joint: LogJoint, length: Length) -> Chains:
     Reference: Seyboldt, Carlson & Carpenter, "Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence" (2026).
     """
     nutpie, pyfunc = import_module("nutpie"), import_module("nutpie.compiled_pyfunc")
-    both = torch.func.grad_and_value(joint.at)
     starts = iter(start(joint, length.chains).double().numpy())
 
     def density(u: np.ndarray) -> tuple[float, np.ndarray]:
-        score, value = both(torch.from_numpy(u.copy()).to(joint.latents.dtype))
+        value, score = joint.value_and_score(torch.from_numpy(u.copy()).to(joint.latents.dtype))
         return float(value), score.double().numpy()
 
     compiled = pyfunc.from_pyfunc(

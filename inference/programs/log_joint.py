@@ -9,11 +9,13 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from guides.latents import Latents
 
 from .bound import unwrap
 from .isolation import isolated
+from .mapped import Mapped
 from .validation import as_args
 
 __all__ = ["LogJoint"]
@@ -35,25 +37,49 @@ class LogJoint:
         with isolated(0):
             self.latents = Latents(unwrap(model), self.args, {}, plate=None)
         self.dim = self.latents.dim
-        self._density = torch.func.vmap(self.at)
-        self._score = torch.func.vmap(torch.func.grad(self.at))
+        self._density = Mapped(self.at, model)
+        self._both = Mapped(_swapped(torch.func.grad_and_value(self.at)), model, each=self.value_and_score)
+        self._constrain = Mapped(lambda u: self.latents.constrain(u)[0], model)
 
     def __call__(self, u: Tensor) -> Tensor:
         """The log density at each u, shape (K, dim): shape (K,). Differentiable."""
-        return self._over(self._density, u)
+        with self.evaluated():
+            return torch.cat([self._density(part) for part in u.split(self.chunk)])
 
     def score(self, u: Tensor) -> Tensor:
         """The gradient of the log density at each u, shape (K, dim): shape (K, dim). Detached from the model's parameters."""
-        return self._over(self._score, u.detach()).detach()
+        with self.evaluated():
+            return torch.cat([self.values_and_scores(part)[1] for part in u.split(self.chunk)])
+
+    def values_and_scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log density and its gradient at each u, shape (K, dim): shapes (K,) and (K, dim). Call it within `evaluated`."""
+        value, score = self._both(u.detach())
+        return value.detach(), score.detach()
+
+    def value_and_score(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at one u, shape (dim,): shapes () and (dim,)."""
+        with torch.enable_grad():
+            leaf = u.detach().requires_grad_()
+            value = self.at(leaf)
+            if not value.requires_grad:
+                return value, torch.zeros_like(u)
+            (score,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+        return value.detach(), score.detach()
 
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
         with self.evaluated():
-            return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
+            try:
+                return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
+            except LinAlgError:
+                raise
+            except Exception:
+                # Slower, but for programs that torch.func cannot transform.
+                return torch.autograd.functional.hessian(self.at, u.detach()).detach()
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u, shape (K, dim): for each site shape (K, *shape)."""
-        return {name: value.detach() for name, value in torch.func.vmap(lambda v: self.latents.constrain(v)[0])(u).items()}
+        return {name: value.detach() for name, value in self._constrain(u).items()}
 
     def unconstrain(self, h: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vectors of K draws of the latents: shape (K, dim)."""
@@ -77,6 +103,7 @@ class LogJoint:
                 self.at(torch.zeros(self.dim, dtype=self.latents.dtype))
             yield
 
-    def _over(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-        with self.evaluated():
-            return torch.cat([function(part) for part in u.split(self.chunk)])
+
+def _swapped(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The two results in the other order."""
+    return lambda u: function(u)[::-1]
