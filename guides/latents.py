@@ -17,11 +17,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["Latent", "Latents"]
+__all__ = ["Latent", "Latents", "check_supports"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Latents:
         shared: pack the latents outside the plate instead, into one vector for all data. There may be none.
 
     Raises:
-        ValueError: if there is no latent site, a latent is discrete or continuous against `discrete`, or a latent to be packed
-            for each datum lies outside the plate or inside another one too.
+        ValueError: if there is no latent site, a latent is discrete or continuous against `discrete`, the support of a latent
+            depends on another one, or a latent to be packed for each datum lies outside the plate or inside another one too.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class Latents:
         shared: bool = False,
     ) -> None:
         with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible(args):
-            trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            _check_supports(trace, model, args, kwargs)
+        trace = prune_subsample_sites(trace)
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]]
         if not sites:
             raise ValueError("the model has no latent sites: give a model with a pyro.sample statement that is not observed.")
@@ -87,6 +89,9 @@ class Latents:
         every = [frame for site in trace.nodes.values() if site["type"] == "sample" for frame in site["cond_indep_stack"]]
         self.depth = max((-f.dim for f in every if f.vectorized and f.dim is not None), default=0)
         self.nesting = max((-f.dim for site in self.sites for f in site.frames if f.dim is not None), default=0)
+        observed = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
+        self.observed_plates = frozenset(frame.name for site in observed for frame in site["cond_indep_stack"])
+        """Names of the plates that hold data."""
 
     def sample(
         self, q: TorchDistribution, plate: pyro.plate | None, *, name: str = "_latent"
@@ -165,6 +170,11 @@ class Latents:
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
+            if not site["is_observed"]:
+                raise ValueError(
+                    f"the latent {name!r} is not among the packed ones {sorted(values)}: the density needs a value of each "
+                    "latent."
+                )
             value = site["log_prob"]
             if name in densities:
                 value = value + site["scale"] * densities[name]
@@ -247,6 +257,50 @@ class _Feasible(Messenger):
         if not msg["is_observed"] and msg["value"] is None and isinstance(msg["fn"], dist.ImproperUniform):
             transform = biject_to(msg["fn"].support)
             msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape()), dtype=self.dtype))
+
+
+def check_supports(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Raises a ValueError if the support of a latent depends on another one: a map fixed by one draw misses part of it."""
+    with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), _Feasible(args):
+        _check_supports(poutine.trace(model).get_trace(*args, **kwargs), model, args, kwargs)
+
+
+def _check_supports(trace: poutine.Trace, model: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Compares the bounds of all supports with those of more draws; only if a support has bounds that are tensors."""
+    rows = poutine.Trace()
+    for name, site in trace.nodes.items():
+        if site_is_subsample(site):
+            rows.add_node(name, **site)
+    bounds = {name: _bounds(site["fn"].support) for name, site in trace.nodes.items() if _is_latent(site)}
+    if not any(bounds.values()):
+        return
+    for _ in range(3):
+        nodes = poutine.trace(poutine.replay(model, trace=rows)).get_trace(*args, **kwargs).nodes
+        for name, before in bounds.items():
+            after = _bounds(nodes[name]["fn"].support) if name in nodes else before
+            if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(before, after, strict=False)):
+                raise ValueError(
+                    f"the support of the latent {name!r} depends on another latent, so no fixed map leads to it: write it as "
+                    "a latent with a fixed support, scaled and shifted, such as low + width * u with u in (0, 1); or pass a "
+                    "plain Pyro guide that draws it inside its support."
+                )
+
+
+def _is_latent(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+
+
+def _bounds(support: Any) -> list[Tensor]:
+    """The tensors in a constraint and in the constraints that it is made of."""
+    found = []
+    for value in vars(support).values():
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, constraints.Constraint):
+            found += _bounds(value)
+        elif isinstance(value, (list, tuple)):
+            found += [bound for part in value if isinstance(part, constraints.Constraint) for bound in _bounds(part)]
+    return found
 
 
 def _latent(site: dict[str, Any], plate: str | None, *, discrete: bool) -> Latent:

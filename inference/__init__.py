@@ -1,5 +1,6 @@
 """Inference: fit a guide, measure its ELBO, compare it with the truth."""
 
+from .programs.dependencies import DEPENDENCIES as _DEPENDENCIES  # noqa: F401  # isort: skip  (before all that import them)
 from .comparison.compare import compare
 from .comparison.gaps import Gaps, Part, gaps
 from .comparison.gradient_variance import Estimator, GradientVariance, gradient_variance

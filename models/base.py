@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -16,8 +17,10 @@ from pyro.nn.module import _PyroModuleMeta
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from .arguments import check_rows, matrix
+from .arguments import check_rows, count, matrix, seed_of
 from .datasets import Dataset
+from .naming import own_name, rename
+from .threads import one_thread
 
 __all__ = ["HierarchicalModel", "LocalModel", "Model", "RegressionModel", "Tractable"]
 
@@ -44,7 +47,15 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     """Whether the prior is a normalised density. An improper prior has no evidence and cannot be simulated from."""
 
     def __init__(self) -> None:
-        super().__init__(name=type(self).__name__)
+        super().__init__(name=own_name(type(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that shares no parameters with this model in Pyro's param store."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        rename(new)
+        return new
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("_parameters", {}).get(name)
@@ -112,18 +123,25 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
         """Draws (h, x) from the joint, with `n` rows of x. The global random state is left unchanged.
 
         Returns:
-            The value of the site ``"h"``, or, in a model without this site, a dictionary of all latents; and x.
+            The value of the site ``"h"`` if it is the only latent, else a dictionary of all latents; and x.
 
         Raises:
             ValueError: if the prior is improper.
         """
+        n, seed = count("simulate: n", n), seed_of("simulate: seed", seed)
         if not self.proper:
             raise ValueError(f"{type(self).__name__} has an improper prior, which cannot be drawn from: give x.")
-        with torch.random.fork_rng(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        with (
+            one_thread(),
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            pyro.get_param_store().scope(),
+            poutine.block(),
+        ):
             torch.manual_seed(seed)
             nodes = prune_subsample_sites(poutine.trace(self).get_trace(size=n)).nodes
         latents = {k: s["value"] for k, s in nodes.items() if s["type"] == "sample" and k != "x"}
-        return latents.get("h", latents), nodes["x"]["value"]
+        return latents["h"] if set(latents) == {"h"} else latents, nodes["x"]["value"]
 
     def check_data(self, x: Tensor) -> None:
         """Raises a TypeError or ValueError that names the first row of `x` that this model cannot produce."""

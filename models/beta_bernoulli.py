@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Beta, Distribution, Independent
 
-from .arguments import check_event, positive
+from .arguments import check_event, count, positive
 from .base import Model
 from .datasets import Dataset
 from .precision import cast, widened
@@ -40,6 +40,7 @@ class BetaBernoulli(Model):
 
     def __init__(self, dim: int = 1, *, successes: Tensor | float = 1.0, failures: Tensor | float = 1.0) -> None:
         super().__init__()
+        dim = count("BetaBernoulli: dim", dim)
         self.declare("successes", positive("successes", successes, (dim,)), constraints.positive)
         self.declare("failures", positive("failures", failures, (dim,)), constraints.positive)
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import flag, instance, number, seed_of
+
 __all__ = ["Dataset", "diabetes", "digits", "train_test_split"]
 
 
@@ -29,6 +31,7 @@ def digits(*, scaled: bool = True, binarised: bool = False) -> Dataset:
     """
     from sklearn.datasets import load_digits
 
+    scaled, binarised = flag("digits: scaled", scaled), flag("digits: binarised", binarised)
     data = load_digits()
     x = torch.from_numpy(data.data).to(torch.get_default_dtype())
     if scaled or binarised:
@@ -56,7 +59,8 @@ def train_test_split(data: Dataset, *, test: float = 0.2, seed: int = 0) -> tupl
     Raises:
         ValueError: if either set would be empty.
     """
-    n = len(data.x)
+    instance("train_test_split: data", data, Dataset, example="digits()")
+    test, seed, n = number("train_test_split: test", test), seed_of("train_test_split: seed", seed), len(data.x)
     held_out = round(test * n)
     if not 0 < held_out < n:
         raise ValueError(f"test={test} of {n} rows leaves a set empty: give a fraction between 0 and 1, or more rows.")

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive, real
+from .arguments import count, positive, real
 from .base import Model
 
 __all__ = ["DiagonalGaussianModel"]
@@ -33,6 +33,7 @@ class DiagonalGaussianModel(Model):
         noise_scale: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
+        dim = count(f"{type(self).__name__}: dim", dim)
         self.declare("prior_loc", real("prior_loc", prior_loc, (dim,)))
         self.declare("prior_scale", positive("prior_scale", prior_scale, (dim,)), constraints.positive)
         self.declare("noise_scale", positive("noise_scale", noise_scale, (dim,)), constraints.positive)

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
-from .arguments import check_event, positive
+from .arguments import check_event, count, positive
 from .base import Model
 from .datasets import Dataset
 from .precision import cast, widened
@@ -39,8 +39,7 @@ class DirichletCategorical(Model):
 
     def __init__(self, categories: int = 2, *, concentration: Tensor | float = 1.0) -> None:
         super().__init__()
-        if categories < 2:
-            raise ValueError(f"DirichletCategorical: categories must be at least 2, but is {categories}.")
+        categories = count("DirichletCategorical: categories", categories, least=2)
         self.declare("concentration", positive("concentration", concentration, (categories,)), constraints.positive)
 
     @classmethod

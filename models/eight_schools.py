@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive
+from .arguments import flag, positive, vector
 from .base import HierarchicalModel
 from .datasets import Dataset
 
@@ -68,11 +68,11 @@ class EightSchools(HierarchicalModel):
 
     def __init__(self, noise_scale: Tensor | None = None, *, centered: bool = True) -> None:
         super().__init__()
-        noise_scale = torch.tensor(ERRORS) if noise_scale is None else noise_scale
+        noise_scale = torch.tensor(ERRORS) if noise_scale is None else vector("noise_scale", noise_scale, "N")
         self.declare("noise_scale", positive("noise_scale", noise_scale, (len(noise_scale),)), constraints.positive)
         self.register_buffer("mu_scale", torch.tensor(5.0, dtype=noise_scale.dtype))
         self.register_buffer("tau_scale", torch.tensor(5.0, dtype=noise_scale.dtype))
-        self.centered = centered
+        self.centered = flag(f"{type(self).__name__}: centered", centered)
 
     @classmethod
     def demo(cls, *, seed: int = 0, centered: bool = False) -> tuple[Self, Tensor]:

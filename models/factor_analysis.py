@@ -45,7 +45,8 @@ class FactorAnalysis(LinearGaussianModel, LocalModel):
 
     def __init__(self, loading: Tensor, mean: Tensor | float = 0.0, noise_scale: Tensor | float = 1.0) -> None:
         super().__init__()
-        self.declare("loading", matrix("loading", loading, "d", "k"))
+        loading = matrix("loading", loading, "d", "k")
+        self.declare("loading", loading)
         self.declare("mean", real("mean", mean, (len(loading),), like=loading))
         noise_shape = () if self.isotropic else (len(loading),)
         self.declare("noise_scale", positive("noise_scale", noise_scale, noise_shape, like=loading), constraints.positive)

@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform
 
-from .arguments import positive
+from .arguments import count, flag, positive
 from .target import Target
 
 __all__ = ["Funnel"]
@@ -37,10 +37,8 @@ class Funnel(Target):
 
     def __init__(self, dim: int = 10, *, scale: Tensor | float = 3.0, centered: bool = True) -> None:
         super().__init__()
-        if dim < 2:
-            raise ValueError(f"Funnel: dim must be at least 2, but is {dim}.")
-        self.dim = dim
-        self.centered = centered
+        self.dim = count("Funnel: dim", dim, least=2)
+        self.centered = flag("Funnel: centered", centered)
         self.declare("scale", positive("scale", scale, ()), constraints.positive)
 
     def target(self) -> dist.TransformedDistribution:

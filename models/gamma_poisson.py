@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent
 
-from .arguments import check_event, positive
+from .arguments import check_event, count, positive
 from .base import Model
 from .datasets import Dataset
 from .precision import cast, widened
@@ -40,6 +40,7 @@ class GammaPoisson(Model):
 
     def __init__(self, dim: int = 1, *, shape: Tensor | float = 1.0, rate: Tensor | float = 1.0) -> None:
         super().__init__()
+        dim = count("GammaPoisson: dim", dim)
         self.declare("shape", positive("shape", shape, (dim,)), constraints.positive)
         self.declare("rate", positive("rate", rate, (dim,)), constraints.positive)
 

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive
+from .arguments import number, positive
 from .base import RegressionModel
 from .datasets import Dataset
 from .gaussian import reconstruction
@@ -55,12 +55,11 @@ class GaussianProcess(RegressionModel):
         jitter: float = 1e-4,
     ) -> None:
         super().__init__(covariates)
+        covariates = self.covariates
+        self.jitter = number("GaussianProcess: jitter", jitter, above=0)
         self.declare("lengthscale", positive("lengthscale", lengthscale, (), like=covariates), constraints.positive)
         self.declare("scale", positive("scale", scale, (), like=covariates), constraints.positive)
         self.declare("noise_scale", positive("noise_scale", noise_scale, (), like=covariates), constraints.positive)
-        if not jitter > 0:
-            raise ValueError(f"GaussianProcess: jitter must be positive, but is {jitter}.")
-        self.jitter = jitter
 
     @classmethod
     def demo(cls, *, seed: int = 0) -> tuple[Self, Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import check_dense, flag, seed_of, shown
 from .datasets import Dataset
 
 __all__ = ["binarise", "faces", "mnist"]
@@ -28,7 +29,7 @@ def mnist(*, train: bool = True, binarised: bool = False, path: Path | str | Non
 
     Source: LeCun, Cortes & Burges (CC BY-SA 3.0).
     """
-    part = "train" if train else "test"
+    part, binarised = "train" if flag("mnist: train", train) else "test", flag("mnist: binarised", binarised)
     if file := _file("mnist.npz", path):
         with np.load(file) as data:
             x, y = data[f"x_{part}"], data[f"y_{part}"]
@@ -73,7 +74,10 @@ def binarise(x: Tensor, *, seed: int | None = None) -> Tensor:
 
     Reference: Salakhutdinov & Murray, "On the quantitative analysis of deep belief networks" (2008).
     """
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"binarise: x must be a tensor of grey values, but is {shown(x)}.")
+    check_dense("binarise: x", x)
+    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed_of("binarise: seed", seed))
     try:
         return torch.bernoulli(x, generator=generator)
     except RuntimeError as error:

@@ -41,6 +41,7 @@ class LinearRegression(LinearGaussianModel, RegressionModel):
 
     def __init__(self, covariates: Tensor, *, prior_scale: Tensor | float = 1.0, noise_scale: Tensor | float = 1.0) -> None:
         super().__init__(covariates)
+        covariates = self.covariates
         features = (covariates.shape[1],)
         self.declare("prior_scale", positive("prior_scale", prior_scale, features, like=covariates), constraints.positive)
         self.declare("noise_scale", positive("noise_scale", noise_scale, (), like=covariates), constraints.positive)

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .arguments import count
 from .datasets import Dataset
 from .decoders import Linear
 from .gaussian import LinearGaussian
@@ -38,6 +39,7 @@ class LinearVAE(LinearGaussianModel, VAE):
     observation: Gaussian
 
     def __init__(self, dim: int, latents: int, *, noise_scale: float = 1.0) -> None:
+        dim, latents = count("LinearVAE: dim", dim), count("LinearVAE: latents", latents)
         if not latents < dim:
             raise ValueError(f"LinearVAE: {latents} latents for x_i with {dim} entries: give fewer latents than entries.")
         super().__init__((dim,), latents, decoder=Linear(), observation=Gaussian(noise_scale))

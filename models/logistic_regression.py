@@ -35,6 +35,7 @@ class LogisticRegression(RegressionModel):
 
     def __init__(self, covariates: Tensor, *, prior_scale: Tensor | float = 1.0) -> None:
         super().__init__(covariates)
+        covariates = self.covariates
         self.declare(
             "prior_scale", positive("prior_scale", prior_scale, (covariates.shape[1],), like=covariates), constraints.positive
         )

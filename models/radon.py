@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .arguments import as_tensor, check_dense, flag
 from .base import RegressionModel
 from .datasets import Dataset
 
@@ -42,11 +43,15 @@ class Radon(RegressionModel):
 
     def __init__(self, covariates: Tensor, county: Tensor, *, centered: bool = False) -> None:
         super().__init__(covariates)
-        if county.is_floating_point() or county.shape != covariates.shape[:1] or county.min() < 0:
+        covariates = self.covariates
+        county = as_tensor("county", county, dtype=covariates.dtype)
+        check_dense("county", county)
+        integers = not (county.is_floating_point() or county.dtype is torch.bool)
+        if not integers or county.shape != covariates.shape[:1] or county.min() < 0:
             raise ValueError(f"county must hold {len(covariates)} integers from 0, one for each row of the covariates.")
         self.register_buffer("county", county.clone())
         self.counties = int(county.max()) + 1
-        self.centered = centered
+        self.centered = flag(f"{type(self).__name__}: centered", centered)
 
     @classmethod
     def demo(cls, *, seed: int = 0, centered: bool = False) -> tuple[Self, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .arguments import positive
+from .arguments import count, positive
 from .target import Target
 
 __all__ = ["Ring"]
@@ -37,9 +37,7 @@ class Ring(Target):
 
     def __init__(self, modes: int = 6, *, radius: Tensor | float = 4.0, scale: Tensor | float = 0.5) -> None:
         super().__init__()
-        if modes < 1:
-            raise ValueError(f"Ring: modes must be at least 1, but is {modes}.")
-        self.modes = modes
+        self.modes = count("Ring: modes", modes)
         self.declare("radius", positive("radius", radius, ()), constraints.positive)
         self.declare("scale", positive("scale", scale, ()), constraints.positive)
 

@@ -8,7 +8,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform
 
-from .arguments import positive, real
+from .arguments import count, positive, real
 from .target import Target
 
 __all__ = ["RosenbrockLike"]
@@ -47,9 +47,7 @@ class RosenbrockLike(Target):
         ridge_scale: Tensor | float = 0.2,
     ) -> None:
         super().__init__()
-        if dim < 2:
-            raise ValueError(f"{type(self).__name__}: dim must be at least 2, but is {dim}.")
-        self.dim = dim
+        self.dim = count(f"{type(self).__name__}: dim", dim, least=2)
         self.declare("loc", real("loc", loc, ()))
         self.declare("scale", positive("scale", scale, ()), constraints.positive)
         self.declare("curvature", real("curvature", curvature, ()))

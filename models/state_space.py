@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .arguments import positive, real
+from .arguments import count, positive, real
 from .base import LocalModel
 from .datasets import Dataset
 from .gaussian import reconstruction
@@ -63,9 +63,7 @@ class StateSpace(LocalModel):
         initial_scale: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"StateSpace: steps must be at least 1, but is {steps}.")
-        self.steps = steps
+        self.steps = count("StateSpace: steps", steps)
         self.declare("transition", real("transition", transition, ()))
         self.declare("drift_scale", positive("drift_scale", drift_scale, ()), constraints.positive)
         self.declare("noise_scale", positive("noise_scale", noise_scale, ()), constraints.positive)

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from .arguments import count, counts, instance, naming, shown
 from .base import LocalModel
 from .datasets import Dataset
 from .decoders import MLP
@@ -52,24 +53,27 @@ class VAE(LocalModel):
         observation: Observation | None = None,
     ) -> None:
         super().__init__()
-        if latents < 1 or not data_shape or min(data_shape) < 1:
-            raise ValueError(
-                f"{type(self).__name__}: latents and every side of data_shape must be positive, but are {latents} and "
-                f"{data_shape}."
-            )
+        owner = type(self).__name__
+        latents, self._shape = count(f"{owner}: latents", latents), counts(f"{owner}: data_shape", data_shape)
+        if observation is not None:
+            instance(f"{owner}: observation", observation, Observation, example="Gaussian()")
+        if not (decoder is None or callable(decoder)) or isinstance(decoder, type):
+            raise TypeError(f"{owner}: decoder must be a net or a spec such as MLP(), but is {shown(decoder)}.")
         spec = MLP() if decoder is None else decoder
-        self._shape = tuple(data_shape)
-        self.decoder = spec if isinstance(spec, nn.Module) else spec(latents, self._shape)
+        with naming(f"{owner}: the decoder"):
+            self.decoder = spec if isinstance(spec, nn.Module) else spec(latents, self._shape)
+            with torch.no_grad():
+                made = self.decoder(torch.zeros(1, latents))
+        if not isinstance(made, Tensor):
+            raise TypeError(f"{owner}: decoder must map h to a tensor, but it returned {shown(made)}.")
         self.observation = Bernoulli() if observation is None else observation
         self.support = self.observation.support
         self.offset = nn.Parameter(torch.zeros(self._shape))
         self.declare_prior(latents)
-        with torch.no_grad():
-            shape = tuple(self.decoder(torch.zeros(1, latents)).shape)
-        if shape != (1, *self._shape):
+        if tuple(made.shape) != (1, *self._shape):
             raise ValueError(
-                f"{type(self).__name__}: the decoder maps one h to shape {shape}, but (1, *data_shape) = "
-                f"{(1, *self._shape)} is needed."
+                f"{owner}: the decoder maps one h to shape {tuple(made.shape)}, but (1, *data_shape) = {(1, *self._shape)} is "
+                "needed."
             )
 
     @classmethod

@@ -353,8 +353,111 @@ class TestBadInput:
 
     def test_discrete_latents_have_no_gradient(self):
         model, x = BinaryVAE.demo()
-        with pytest.raises(ValueError, match="discrete"):
-            ais(model, Local(model, Bernoulli()), x)
+        for guide in (Local(model, Bernoulli()), Prior(model)):
+            with pytest.raises(ValueError, match="needs gradients in h, but a latent of this model is discrete"):
+                ais(model, guide, x)
+
+    def test_ais_of_a_point_mass(self):
+        with pytest.raises(ValueError, match="q is a point mass"):
+            ais(self.model, Local(self.model, Delta()), self.x)
+
+    @pytest.mark.parametrize("bound", BOUNDS)
+    def test_data_beyond_the_numbers_of_their_dtype(self, bound):
+        """Their density is zero in float32: the error says so, and not that q is a point mass."""
+        options = {"draws": 3} if bound is iwae else {"temperatures": 2, "chains": 2} if bound is ais else {}
+        guide = Local(self.model, MeanField())
+        with pytest.raises(ValueError, match=r"log p\(x\) of datum 0 \(60 such of 60\) is -inf.*use float64"):
+            bound(self.model, guide, 1e30 * self.x, **options)
+
+    def test_reverse_needs_a_number_for_every_latent(self):
+        h = {"h": torch.full((60, 2), torch.nan)}
+        with pytest.raises(ValueError, match="given draw of 'h' of datum 0 .* is nan"):
+            ais_reverse(self.model, Prior(self.model), self.x, h)
+        with pytest.raises(TypeError, match="h must be a dictionary"):
+            ais_reverse(self.model, Prior(self.model), self.x, self.x)
+
+    def test_bidirectional(self):
+        with pytest.raises(ValueError, match="n must be at least 1"):
+            bidirectional(self.model, 0)
+        with pytest.raises(TypeError, match="needs a model of this suite, but got function"):
+            bidirectional(bounded_above, 3)
+
+
+def test_the_standard_error_of_one_weight_is_not_a_number():
+    model, x = FactorAnalysis.demo()
+    assert iwae(model, Prior(model), x, draws=1).se.isnan().all()
+    assert not iwae(model, Prior(model), x, draws=2).se.isnan().any()
+
+
+def bounded_above(x):
+    """The support of h depends on that of low."""
+    low = pyro.sample("low", dist.Uniform(x.new_tensor(0.0), 3.0))
+    h = pyro.sample("h", dist.Uniform(low, low + 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+
+class TestSupportsThatDependOnALatent:
+    x = torch.tensor([1.0, 2.0, 1.5]).double()
+
+    def exact(self):
+        nodes = (torch.arange(500).double() + 0.5) / 500
+        h = 3 * nodes.unsqueeze(-1) + nodes
+        return torch.distributions.Normal(h.unsqueeze(-1), 1.0).log_prob(self.x).sum(-1).flatten().logsumexp(0) - log(500**2)
+
+    def test_guides_that_draw_inside_them_are_right(self):
+        found = iwae(bounded_above, Prior(bounded_above), self.x, draws=1500)
+        assert abs(found.value - self.exact()) < 5 * found.se < 0.5
+
+    @pytest.mark.parametrize(
+        ("bound", "guide"),
+        [(iwae, AutoNormal), (iwae, lambda m: Global(m, MeanField())), (ais, Prior), (ais, lambda m: Global(m, MeanField()))],
+    )
+    def test_fixed_maps_are_refused(self, bound, guide):
+        """Their q misses most of p(x), by 3 nats, with a small standard error."""
+        with pytest.raises(ValueError, match="support of the latent 'h' depends on another latent"):
+            bound(bounded_above, guide(bounded_above), self.x)
+
+
+def subsampled(x):
+    """Draws its own minibatch."""
+    loc = pyro.sample("loc", dist.Normal(x.new_zeros(()), 2.0))
+    with pyro.plate("data", len(x), subsample_size=3) as index:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+
+
+def locally_subsampled(x):
+    with pyro.plate("data", len(x), subsample_size=3) as index:
+        h = pyro.sample("h", dist.Normal(x.new_zeros(()), 2.0))
+        pyro.sample("x", dist.Normal(h, 1.0), obs=x[index])
+
+
+class TestModelsThatSubsampleByThemselves:
+    """They are evaluated on all rows. On three of twenty rows each weight is wrong by tens of nats."""
+
+    x = torch.linspace(-1.0, 2.0, 20).double()
+
+    def test_one_latent(self):
+        guide = Global(subsampled, MeanField())
+        guide.setup(self.x)
+        variance = 1 / (1 / 4 + 20)
+        guide.lam.data = torch.tensor([variance * self.x.sum(), variance**0.5]).double()
+        guide.lam.data[1] = guide.lam.data[1].expm1().log()
+        covariance = 4 * torch.ones(20, 20).double() + torch.eye(20).double()
+        exact = torch.distributions.MultivariateNormal(torch.zeros(20).double(), covariance).log_prob(self.x)
+        for found in (iwae(subsampled, guide, self.x, draws=3), ais(subsampled, guide, self.x, temperatures=2, chains=2)):
+            torch.testing.assert_close(found.value, exact, atol=1e-9, rtol=0.0)
+
+    def test_local_latents(self):
+        guide = Local(locally_subsampled, MeanField())
+        guide.setup(self.x)
+        scale = torch.tensor(0.8).double().sqrt().expm1().log()
+        guide.table.data = torch.stack([0.8 * self.x, scale.expand(20)], -1)
+        exact = torch.distributions.Normal(0.0, 5**0.5).log_prob(self.x)
+        found = [iwae(locally_subsampled, guide, self.x, draws=3)]
+        found.append(ais(locally_subsampled, guide, self.x, temperatures=2, chains=2))
+        for bound in found:
+            torch.testing.assert_close(bound.value, exact, atol=1e-7, rtol=0.0)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import SOURCES, build, demo, fits_together, is_discrete, shake
 
-from guides import MLP, Amortized, Bernoulli, Flow, FullRank, Global, Linear, Local, MeanField, Prior, SemiAmortized
+from guides import MLP, Amortized, Bernoulli, Delta, Flow, FullRank, Global, Linear, Local, MeanField, Prior, SemiAmortized
 from inference import Ascent, analytic_elbo, best_elbo, elbo, fit, fit_unseen, gaps
 from models import VAE, BinaryVAE, FactorAnalysis, LinearRegression, LocalGaussian, ProbabilisticPCA, datasets, decoders
 
@@ -262,6 +262,11 @@ class TestSemiAmortized:
             "encoder_steps must be at least 0",
         ),
         (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6) / 0.0), "row 0 of x holds nan"),
+        (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), temperatures=1), "must be 0.* or at least 2"),
+        (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), batch_size=10**9), "at most the 3 rows"),
+        (lambda m: gaps(m, Local(m, MeanField()), torch.full((3, 6), 1e30)), "the ELBO of datum 0 .3 such of 3. is -inf"),
+        (lambda m: fit_unseen(Local(m, MeanField()), torch.full((3, 6), 1e30)), "the ELBO of datum 0 .3 such of 3. is -inf"),
+        (lambda m: gaps(m, Local(m, Delta()), torch.zeros(3, 6), ascent=Ascent(steps=1)), "q is a point mass"),
     ],
 )
 def test_bad_input(make, message):
@@ -270,8 +275,20 @@ def test_bad_input(make, message):
         make(model)
 
 
+def test_a_global_guide_of_local_latents_has_one_number():
+    """The exact evidence of each datum is summed to match it."""
+    model, x = demo(FactorAnalysis)
+    found = gaps(model, Global(model, MeanField()), x, ascent=Ascent(steps=3), draws=10)
+    assert all(part.value.shape == () for part in (found.evidence, found.elbo, *found.parts.values()))
+    torch.testing.assert_close(found.evidence.value, model.log_evidence(x).sum())
+
+
 def test_guides_without_a_lambda_are_refused():
     model, x = FactorAnalysis.demo()
+    with pytest.raises(TypeError, match="fit_unseen needs a guide of this suite"):
+        fit_unseen(Prior(model), x)
+    with pytest.raises(TypeError, match="ascent must be an Ascent"):
+        gaps(model, Local(model, MeanField()), x, ascent=10)
     with pytest.raises(TypeError, match="Prior has none"):
         gaps(model, Prior(model), x)
 

@@ -1,7 +1,4 @@
-"""The log joint density of programs that vmap cannot map: the same numbers, by one call for each draw, with one warning."""
-
-import warnings
-from functools import partial
+"""The log joint density of programs that vmap cannot map: the same numbers, by one call for each draw."""
 
 import pyro
 import pyro.distributions as dist
@@ -89,40 +86,23 @@ def improper(x):
     observe(x, h.exp())
 
 
-PROGRAMS = {
-    in_place: "changes a tensor in place",
-    in_a_transform: "changes a tensor in place",
-    branching: "branches on the value of a tensor",
-    own_function: "autograd.Function",
-}
+PROGRAMS = [plain, in_place, in_a_transform, branching, own_function, improper]
 
 
-def fresh(program):
-    """The program as another object, for which nothing has been warned of."""
-    return partial(program)
-
-
-@pytest.mark.parametrize("program", [*PROGRAMS, improper])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_the_numbers_are_those_of_a_program_that_maps(program):
     u = torch.tensor([[0.3], [-0.7], [1.2]], dtype=torch.float64, requires_grad=True)
-    joint, other = LogJoint(fresh(program), X), LogJoint(plain, X)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        value, score = joint(u), joint.score(u)
-        hessian = torch.stack([joint.hessian(one) for one in u])
-        joint.constrain(u)
-    assert len(caught) == (program in PROGRAMS)
-    if caught:
-        assert PROGRAMS[program] in str(caught[0].message)
-        assert "test_log_joint.py" in str(caught[0].message) or program is own_function
-        assert not any(word in str(caught[0].message) for word in ("file an issue", "self", "BatchedTensor", "functorch"))
+    joint, other = LogJoint(program, X), LogJoint(plain, X)
+    value, score = joint(u), joint.score(u)
+    hessian = torch.stack([joint.hessian(one) for one in u])
+    assert joint.constrain(u)["h"].shape == (3,)
     torch.testing.assert_close(value, other(u))
     torch.testing.assert_close(score, other.score(u))
     torch.testing.assert_close(hessian, torch.stack([other.hessian(one) for one in u]))
     torch.testing.assert_close(torch.autograd.grad(value.sum(), u)[0], score)
 
 
-def test_the_users_of_the_density_take_it(recwarn):
+def test_the_users_of_the_density_take_it():
     def model(x):
         mean = torch.zeros(1, dtype=x.dtype)
         mean += pyro.sample("h", dist.Normal(ZERO, 1.0))
@@ -134,10 +114,9 @@ def test_the_users_of_the_density_take_it(recwarn):
     with pytest.raises(Exception, match="R̂|effective"):
         reference(model, X, chains=2, draws=4, warmup=4, sampler=pyro_nuts)
     assert stein_check(model, X, {"h": torch.randn(50, dtype=torch.float64)}).largest > 0
-    assert len([w for w in recwarn if "once for each draw" in str(w.message)]) == 1
 
 
-def test_many_data_sets_of_one_model_take_it(recwarn):
+def test_many_data_sets_of_one_model_take_it():
     class InPlace(GaussianMean):
         def likelihood(self, h, x=None):
             mean = torch.zeros(h.shape[-1], dtype=h.dtype) if h.dim() == 1 else torch.zeros(h.shape, dtype=h.dtype)
@@ -147,7 +126,7 @@ def test_many_data_sets_of_one_model_take_it(recwarn):
     sets, others = (DataSets(cls(2).double(), 4) for cls in (InPlace, GaussianMean))
     h, x = others.simulate(3, seed=0)
     torch.testing.assert_close(sets.likelihood(h, x), others.likelihood(h, x))
-    assert len(recwarn) == 1
+    assert len() == 1
 
 
 def test_an_error_of_the_program_is_its_own():

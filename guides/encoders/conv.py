@@ -8,6 +8,8 @@ from math import prod
 
 from torch import Tensor, nn
 
+from ..arguments import counts, maker
+
 __all__ = ["Conv"]
 
 
@@ -26,10 +28,8 @@ class Conv:
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32), *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
-        if not channels or any(width < 1 for width in channels):
-            raise ValueError(f"Conv: channels must be positive, at least one layer, but are {tuple(channels)}.")
-        self.channels = tuple(channels)
-        self.activation = activation
+        self.channels = counts("Conv: channels", channels)
+        self.activation = maker("Conv: activation", activation)
 
     def __call__(self, shape: tuple[int, ...], size: int) -> nn.Module:
         factor = 2 ** len(self.channels)

@@ -8,6 +8,8 @@ from math import prod
 
 from torch import nn
 
+from ..arguments import counts, maker
+
 __all__ = ["MLP"]
 
 
@@ -22,10 +24,8 @@ class MLP:
     """
 
     def __init__(self, hidden: Sequence[int] = (64,), *, activation: Callable[[], nn.Module] = nn.Tanh) -> None:
-        if any(width < 1 for width in hidden):
-            raise ValueError(f"MLP: widths must be positive, but are {tuple(hidden)}.")
-        self.hidden = tuple(hidden)
-        self.activation = activation
+        self.hidden = counts("MLP: hidden", hidden, empty=True)
+        self.activation = maker("MLP: activation", activation)
 
     def __call__(self, shape: tuple[int, ...], size: int) -> nn.Sequential:
         flatten = nn.Flatten(-len(shape)) if shape else nn.Unflatten(-1, (-1, 1))

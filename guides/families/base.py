@@ -11,6 +11,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ..arguments import count, number
+
 __all__ = ["Family", "PlainFamily"]
 
 
@@ -34,9 +36,7 @@ class Family(nn.Module, ABC):
 
     def __init__(self, *, scale: float = 0.1) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"{type(self).__name__}: scale must be positive, but is {scale}.")
-        self.scale = scale
+        self.scale = number(f"{type(self).__name__}: scale", scale, above=0)
 
     @classmethod
     def demo(cls, dim: int) -> Self:
@@ -47,7 +47,7 @@ class Family(nn.Module, ABC):
     def over(self, dim: int) -> Self:
         """A copy of this family over R^dim."""
         bound = copy.deepcopy(self)
-        bound.dim = dim
+        bound.dim = count(f"{type(self).__name__}: dim", dim)
         return bound
 
     @property

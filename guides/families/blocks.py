@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..arguments import counts
 from .full_rank import FullRank
 
 __all__ = ["Blocks"]
@@ -28,9 +29,7 @@ class Blocks(FullRank):
 
     def __init__(self, *sizes: int, scale: float = 0.1) -> None:
         super().__init__(scale=scale)
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"Blocks: sizes must be positive integers, but are {sizes}.")
-        self.sizes = sizes
+        self.sizes = counts("Blocks: sizes", sizes)
 
     @classmethod
     def demo(cls, dim: int) -> Self:

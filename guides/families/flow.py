@@ -5,14 +5,19 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import softplus
-from zuko.transforms import CouplingTransform, MonotonicAffineTransform
 
+from ..arguments import count
 from .base import Family, inverse_softplus
+
+with pyro.settings.context(validate_distributions_torch=Distribution._validate_args):
+    # zuko switches off torch's validation when it is imported; the context restores it.
+    from zuko.transforms import CouplingTransform, MonotonicAffineTransform
 
 __all__ = ["Flow"]
 
@@ -44,10 +49,8 @@ class Flow(Family):
 
     def __init__(self, layers: int = 4, hidden: int = 8, *, scale: float = 0.1) -> None:
         super().__init__(scale=scale)
-        if layers < 1 or hidden < 1:
-            raise ValueError(f"Flow: layers and hidden must be at least 1, but are {layers} and {hidden}.")
-        self.layers = layers
-        self.hidden = hidden
+        self.layers = count("Flow: layers", layers)
+        self.hidden = count("Flow: hidden", hidden)
 
     @property
     def size(self) -> int:

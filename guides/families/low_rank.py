@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..arguments import count
 from .base import Family, inverse_softplus
 
 __all__ = ["LowRank"]
@@ -27,9 +28,7 @@ class LowRank(Family):
 
     def __init__(self, rank: int = 1, *, scale: float = 0.1) -> None:
         super().__init__(scale=scale)
-        if rank < 1:
-            raise ValueError(f"LowRank: rank must be at least 1, but is {rank}.")
-        self.rank = rank
+        self.rank = count("LowRank: rank", rank)
 
     @property
     def size(self) -> int:

@@ -48,6 +48,8 @@ class Amortized(Guide):
         shared: Family | None = None,
     ) -> None:
         super().__init__(model, family, plate=plate, shared=shared)
+        if not (encoder is None or callable(encoder)) or isinstance(encoder, type):
+            raise TypeError(f"{type(self).__name__}: encoder must be a net or a spec such as MLP(), but is {encoder!r}.")
         self._spec = (MLP() if encoder is None else encoder,)
 
     def make_parameters(self, x: Tensor) -> None:
@@ -76,7 +78,18 @@ class Amortized(Guide):
         return lam
 
     def q_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> TorchDistribution:
-        return self.family(self.encoder(self._input(x, shared)) + self.start)
+        return self.family(self.lambdas_given(x, index, shared))
+
+    def lambdas_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> Tensor:
+        lam: Tensor = self.encoder(self._input(x, shared)) + self.start
+        return lam
+
+    def _check_plate(self) -> None:
+        if not self.holds_data:
+            raise ValueError(
+                f"{type(self).__name__} has an encoder, which needs a row of x for each λ, but the plate {self.plate!r} holds "
+                "no data: use Local or Structured for groups that data point to."
+            )
 
     def _input(self, x: Tensor, shared: Tensor) -> Tensor:
         """x_i and the shared latents, concatenated: shape (*, B, size of x_i + shared dim)."""

@@ -14,8 +14,10 @@ from pyro.nn import PyroModule
 from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor, nn
 
+from ..arguments import program
 from ..families import Family, FullRank
 from ..latents import Latents
+from ..naming import own_name, rename
 
 __all__ = ["Guide", "ModelGuide"]
 
@@ -32,7 +34,8 @@ class ModelGuide(PyroModule):
     """
 
     def __init__(self, model: Callable[..., Any]) -> None:
-        super().__init__(name=type(self).__name__)
+        program(f"{type(self).__name__}: model", model)
+        super().__init__(name=own_name(type(self)))
         # A tuple hides the model from torch, which would register it as a submodule.
         self._model = (model,)
 
@@ -64,6 +67,8 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
 
     local: ClassVar[bool]
     """Whether there is one λ for each datum."""
+    holds_data: bool
+    """Whether the plate holds data. If not, it holds groups that data point to: all of them are drawn for every minibatch."""
 
     def __init__(
         self, model: Callable[..., Any], family: Family, *, plate: str = "data", shared: Family | None = None
@@ -73,12 +78,18 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
             raise TypeError(f"{type(self).__name__}: family must be a Family such as MeanField(), but is {family!r}.")
         if shared is not None and not isinstance(shared, Family):
             raise TypeError(f"{type(self).__name__}: shared must be a Family such as FullRank(), but is {shared!r}.")
+        if not isinstance(plate, str):
+            raise TypeError(f"{type(self).__name__}: plate must be the name of the model's data plate, but is {plate!r}.")
+        if shared is not None and not self.local:
+            raise ValueError(f"{type(self).__name__} has one family over all latents: leave shared=None.")
         self.family = family
+        self._needs_shared = shared is not None
         self.shared_family: Family = FullRank() if shared is None else shared
         self.plate = plate
         self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
         self.latents: Latents | None = None
         self.shared: Latents | None = None
+        self.holds_data = True
 
     @abstractmethod
     def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -109,6 +120,10 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         """`q` given a draw of the packed shared latents, shape (*, shared dim); by default independent of it."""
         return self.q(x, index)
 
+    def lambdas_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> Tensor:
+        """The λ of `q_given`, shape (*, B, family.size): family(lambdas_given(…)) is q_given(…)."""
+        return self.lambdas(x, index)
+
     @abstractmethod
     def make_parameters(self, x: Tensor) -> None:
         """Makes the parameters of λ, when the dimension of the family is known. `x` holds rows of the data."""
@@ -127,13 +142,20 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         unbound = self.family
         unbound_shared = self.shared_family
         shared = Latents(self.model, args, kwargs, plate=self.plate, shared=True) if self.local else None
+        if self._needs_shared and not (shared is not None and shared.sites):
+            raise ValueError(
+                f"{type(self).__name__}: shared is given, but the model has no latents outside the plate {self.plate!r}: "
+                "leave shared=None."
+            )
         self.family = self.family.over(latents.dim)
         self.latents = latents
         if shared is not None and shared.sites:
             self.shared = shared
             self.shared_family = self.shared_family.over(shared.dim)
             self.shared_lam = nn.Parameter(self.shared_family.start())
+        self.holds_data = self.plate in latents.observed_plates
         try:
+            self._check_plate()
             self.make_parameters(x)
         except BaseException:
             self.latents, self.family = None, unbound
@@ -156,6 +178,8 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
                 )
             return self.latents.sample(self.q(x, index), None)[0]
         values: dict[str, Tensor] = {}
+        if not self.holds_data:
+            n, index = self.latents.plate_sizes[self.plate], None
         if self.shared is None:
             q = self.q(x, index)
         else:
@@ -170,7 +194,11 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        rename(new)
         return new
+
+    def _check_plate(self) -> None:
+        """Raises if this source cannot have a λ for each member of the plate."""
 
     def _call(self, args: Any, kwargs: Any) -> tuple[Any, Tensor | None, int | None]:
         """The data, their index and the size of the whole data, from the arguments of a call."""

@@ -13,6 +13,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ..arguments import number
+from ..naming import own_name
 from .global_ import Global
 
 __all__ = ["Defensive"]
@@ -40,11 +42,10 @@ class Defensive(PyroModule):
     """
 
     def __init__(self, guide: Global, *, share: float = 0.25) -> None:
-        super().__init__(name=type(self).__name__)
+        super().__init__(name=own_name(type(self)))
         if not isinstance(guide, Global):
             raise TypeError(f"Defensive takes a Global guide, with one q over all latents, but got {guide!r}.")
-        if not 0 < share < 1:
-            raise ValueError(f"Defensive: share must lie between 0 and 1, but is {share}.")
+        share = number("Defensive: share", share, above=0, below=1)
         if not getattr(guide.model, "proper", True):
             raise ValueError("Defensive: the model has an improper prior, which cannot be drawn from: use the guide itself.")
         self.guide = guide

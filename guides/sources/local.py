@@ -41,7 +41,7 @@ class Local(Guide):
         """Samples h ~ q at the model's sites. Takes the model's arguments."""
         self.setup(*args, **kwargs)
         size = self._call(args, kwargs)[2]
-        if size not in (None, len(self.table)):
+        if self.holds_data and size not in (None, len(self.table)):
             raise ValueError(
                 f"this Local guide has a λ_i for each of {len(self.table)} data, but the data have {size}: build a guide for "
                 "these data."
@@ -50,6 +50,8 @@ class Local(Guide):
 
     def lambdas(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         table = self.table
+        if not self.holds_data:
+            return table
         if index is not None:
             return rows(table, index)
         if len(x) != len(table):

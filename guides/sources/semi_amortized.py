@@ -9,10 +9,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ..arguments import count, flag, number
 from ..families import Family
 from .amortized import Amortized
 
 __all__ = ["SemiAmortized"]
+
+VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
+"""Settings that cost time in every call. `pyro.validation_enabled` would not restore each of them to what it was."""
 
 
 class SemiAmortized(Amortized):
@@ -53,10 +57,10 @@ class SemiAmortized(Amortized):
         plate: str = "data",
     ) -> None:
         super().__init__(model, family, encoder, plate=plate)
-        if steps < 1:
-            raise ValueError(f"SemiAmortized: steps must be at least 1, but is {steps}: without steps, use Amortized.")
-        if not lr > 0 or draws < 1:
-            raise ValueError(f"SemiAmortized: lr and draws must be positive, but are {lr} and {draws}.")
+        steps, draws = count("SemiAmortized: steps", steps, least=0), count("SemiAmortized: draws", draws)
+        if steps == 0:
+            raise ValueError("SemiAmortized: steps must be at least 1, but is 0: without steps, use Amortized.")
+        lr, training = number("SemiAmortized: lr", lr, above=0), flag("SemiAmortized: training", training)
         if family.discrete:
             raise ValueError(
                 f"SemiAmortized: {type(family).__name__} has no gradient with respect to its draws: use Amortized."
@@ -75,7 +79,7 @@ class SemiAmortized(Amortized):
     def _refined(self, lam: Tensor, x: Tensor) -> Tensor:
         """λ after the steps, shape (B, family.size); differentiable in `lam` while gradients are recorded."""
         through = torch.is_grad_enabled()
-        with torch.enable_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        with torch.enable_grad(), torch.random.fork_rng(), pyro.settings.context(**dict.fromkeys(VALIDATION, False)):
             current = lam
             value, gradient = self._value_and_gradient(current, x, through=through)
             rate = torch.full_like(value, self.lr)

@@ -37,8 +37,11 @@ class Structured(Local):
             self.coupling = torch.nn.Parameter(torch.zeros(*self.table.shape, self.shared.dim))
 
     def q_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> TorchDistribution:
+        return self.family(self.lambdas_given(x, index, shared))
+
+    def lambdas_given(self, x: Tensor, index: Tensor | None, shared: Tensor) -> Tensor:
         table, coupling = (t if index is None else rows(t, index) for t in (self.table, self.coupling))
-        return self.family(table + (coupling * self._standardised(shared).unsqueeze(-2)).sum(-1))
+        return table + (coupling * self._standardised(shared).unsqueeze(-2)).sum(-1)
 
     def _standardised(self, shared: Tensor) -> Tensor:
         q = self.q_shared()

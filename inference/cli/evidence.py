@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Annotated
 
-import torch
 import typer
 
-from models import Tractable
-
+from ..comparison.truth import known_evidence
 from ..elbos.estimate import elbo
 from ..evidence import ais, iwae
+from ..evidence.blocks import first_rows
+from ..programs.isolation import isolated
 from . import names, options
 from .main import app, console, reporting_errors
 from .output import plain_table, plus_minus
-from .pairs import first_rows, fit_pair
+from .pairs import fit_pair
 
 __all__ = ["evidence_of_one"]
 
@@ -43,7 +44,8 @@ def evidence_of_one(
 ) -> None:
     """Fits one guide and bounds log p(x) from below with it: by its ELBO, importance weighting and annealing.
 
-    Without --stop, the fit takes 2000 steps from a learning rate of 0.01.
+    Without --stop, the fit takes 2000 steps from a learning rate of 0.01. --rows limits the data to the first rows if the
+    data are independent of one another, given the model's parameters; data that share a latent are taken all together.
 
     Example:
 
@@ -55,7 +57,8 @@ def evidence_of_one(
     title, instance, x = names.problem(model, data)
     factory = names.parse_guide(guide)
     fitted = fit_pair(instance, factory, x, seed=seed, batch_size=batch_size, progress=console.is_terminal, **method)
-    q, some = first_rows(fitted, x, rows)
+    with isolated(seed):
+        q, some = first_rows(fitted.model, fitted.guide, x, rows)
     bounds = {f"IWAE, {draws} draws": iwae(fitted.model, q, some, draws=draws, seed=seed)}
     if temperatures:
         bounds[f"AIS, {temperatures} temperatures"] = ais(fitted.model, q, some, temperatures=temperatures, seed=seed)
@@ -66,9 +69,8 @@ def evidence_of_one(
     )
     table.add_row("ELBO", plus_minus(loosest.value / n, loosest.se / n), "–", "–")
     for name, bound in bounds.items():
-        ess, khat = f"{float(bound.ess.median()):.0f} of {bound.draws}", f"{float(bound.khat.max()):.2f}"
+        ess, khat = f"{float(bound.ess.median()):.0f} of {bound.draws}", f"{float(bound.khat.max()):.2f}".replace("nan", "–")
         table.add_row(name, plus_minus(bound.value.sum() / n, bound.se.square().sum().sqrt() / n), ess, khat)
-    if isinstance(instance, Tractable):
-        with torch.no_grad():
-            table.add_row("exact", f"{float(instance.log_evidence(some).sum()) / n:.4f}", "–", "–")
+    if not isnan(exact := known_evidence(fitted.model, some)):
+        table.add_row("exact", f"{exact / n:.4f}", "–", "–")
     console.print(table)

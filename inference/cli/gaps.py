@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..comparison import Gaps, gaps
+from ..evidence.blocks import first_rows
 from ..fitting.unseen import Ascent
+from ..programs.isolation import isolated
 from . import names, options
 from .main import app, console, reporting_errors
 from .output import check_folder, complete_folder, file_stem, plain_table, plus_minus
-from .pairs import first_rows, fit_pair
+from .pairs import fit_pair
 
 __all__ = ["gaps_of_many"]
 
@@ -60,7 +62,8 @@ def gaps_of_many(
     SemiAmortized with MeanField, FullRank and Flow.
 
     A Local guide ignores --batch-size and takes all rows at each step. A minibatch step improves an encoder for all
-    rows, but only its own rows of a table of λ_i; so each λ_i gets as many steps as the encoders.
+    rows, but only its own rows of a table of λ_i; so each λ_i gets as many steps as the encoders. --rows limits the data to
+    the first rows for guides under which the data are independent of one another; other guides are split on all the data.
 
     Example:
 
@@ -80,7 +83,7 @@ def gaps_of_many(
     )
     done = Parallel(n_jobs=jobs, return_as="generator")(work)
     found = dict(zip(factories, tqdm(done, total=len(factories), disable=not console.is_terminal, unit="guide"), strict=True))
-    _report(f"{title}\ngaps of the first {min(rows, len(x))} of {len(x)} data, nats per datum", found, out)
+    _report(f"{title}\ngaps of some of {len(x)} data, nats per datum", found, out)
 
 
 def _gaps(
@@ -92,22 +95,28 @@ def _gaps(
     seed: int,
     method: dict[str, Any],
     measure: dict[str, Any],
-) -> Gaps:
+) -> tuple[Gaps, int]:
+    """The gaps of one guide, and the number of data that they are of."""
     fitted = fit_pair(copy.deepcopy(model), factory, x, seed=seed, local_in_full=True, **method)
-    return gaps(fitted.model, *first_rows(fitted, x, rows), seed=seed, **measure)
+    with isolated(seed):
+        guide, some = first_rows(fitted.model, fitted.guide, x, rows)
+    return gaps(fitted.model, guide, some, seed=seed, **measure), len(some)
 
 
-def _report(title: str, found: dict[str, Gaps], out: Path) -> None:
-    table = plain_table(title, "guide", "log p(x)", "ELBO", "approximation", "amortization", "optimisation")
+def _report(title: str, found: dict[str, tuple[Gaps, int]], out: Path) -> None:
+    table = plain_table(title, "guide", "data", "log p(x)", "ELBO", "approximation", "amortization", "optimisation")
     records = []
-    for name, split in found.items():
+    for name, (split, rows) in found.items():
         parts = {"log p(x)": split.evidence, "ELBO": split.elbo, **split.parts}
-        table.add_row(name, *(plus_minus(part.mean, part.mean_se) for part in parts.values()))
-        numbers = {f"{key}{end}": v for key, p in parts.items() for end, v in (("", p.mean), (" se", p.mean_se))}
-        records.append({"guide": name, "log p(x) by": split.evidence_by, **numbers})
+        # Data that are not independent have one number for all of them.
+        share = 1 if split.evidence.value.dim() else rows
+        means = {key: (part.mean / share, part.mean_se / share) for key, part in parts.items()}
+        table.add_row(name, str(rows), *(plus_minus(*mean) for mean in means.values()))
+        numbers = {f"{key}{end}": v for key, m in means.items() for end, v in zip(("", " se"), m, strict=True)}
+        records.append({"guide": name, "data": rows, "log p(x) by": split.evidence_by, **numbers})
     console.print(table)
     with complete_folder(out) as folder:
         pd.DataFrame(records).to_csv(folder / "gaps.csv", index=False)
-        for name, split in found.items():
+        for name, (split, _) in found.items():
             split.plot().savefig(folder / f"{file_stem(name)}.png", dpi=150)
     console.print(f"Table and plots are in {out}.", soft_wrap=True)

@@ -23,6 +23,7 @@ from models.datasets import Dataset
 
 from .. import objectives, optimisers, starting, stopping
 from ..optimisers import JointStep, Solver
+from ..programs.validation import naming
 from ..starting import Start
 from ..stopping import Rule, When
 
@@ -190,9 +191,11 @@ def problem(model: str, data: str | None) -> tuple[str, Model, Tensor]:
 def _expressions(text: str, *, limit: int | None = None) -> list[Expression]:
     try:
         body = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise UsageError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).") from None
     nodes = body.elts if isinstance(body, ast.Tuple) else [body]
+    if not nodes:
+        raise UsageError(f"{text!r} holds no name: write Name, or Name(options), as in Local(MeanField).")
     if limit is not None and len(nodes) > limit:
         raise UsageError(f"expected one name, but {text!r} has {len(nodes)}.")
     return [_expression(node) for node in nodes]
@@ -203,6 +206,8 @@ def _expression(node: ast.expr) -> Expression:
     if isinstance(node, ast.Name):
         return Expression(text, node.id, [], {})
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if any(keyword.arg is None for keyword in node.keywords) or any(isinstance(a, ast.Starred) for a in node.args):
+            raise UsageError(f"cannot read {text!r}: write each option out, as in Name(option=1), without * and **.")
         kwargs = {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
         return Expression(text, node.func.id, node.args, kwargs)
     raise UsageError(f"cannot read {text!r}: write Name, or Name(options), as in Local(MeanField).")
@@ -218,13 +223,14 @@ def _part(node: ast.expr) -> Any:
 def _made(expression: Expression, kind: Any) -> Any:
     literals = [_literal(argument) for argument in expression.args]
     _check_call(expression, kind, *literals)
-    return kind(*literals, **expression.kwargs)
+    with naming(expression.text, kind, ()):
+        return kind(*literals, **expression.kwargs)
 
 
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise UsageError(f"{ast.unparse(node)!r} is not a number, string or tuple.") from None
 
 
@@ -246,4 +252,8 @@ def _check_call(expression: Expression, function: Callable[..., Any], *args: Any
 
 
 def _factory(source: Callable[..., Any], parts: list[Any], kwargs: dict[str, Any]) -> Callable[[Any], Any]:
-    return lambda model: source(model, *parts, **kwargs)
+    def make(model: Any) -> Any:
+        with naming("guide", source, (*parts, *kwargs.values())):
+            return source(model, *parts, **kwargs)
+
+    return make

@@ -1,21 +1,18 @@
-"""Fits one model and guide for a command, and restricts the fitted guide to the first rows of the data."""
+"""Fits one model and guide for a command."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from guides import Amortized, Guide, Local
+from guides import Local
 
-from ..evidence.blocks import with_table
 from ..fitting.fit import Fit, fit
-from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 
-__all__ = ["first_rows", "fit_pair"]
+__all__ = ["fit_pair"]
 
 
 def fit_pair(
@@ -27,14 +24,3 @@ def fit_pair(
     if isinstance(guide, Local) and local_in_full:
         options["batch_size"] = None
     return fit(model, guide, x, seed=seed, **options)
-
-
-def first_rows(fitted: Fit, x: Tensor, rows: int) -> tuple[Any, Tensor]:
-    """A guide for the first `rows` rows of x, with those rows. A guide that is not local needs, and gets, all of x."""
-    guide = unwrap(fitted.guide)
-    if not isinstance(guide, Guide) or not guide.local:
-        return fitted.guide, x
-    if isinstance(guide, Amortized):
-        return guide, x[:rows]
-    with torch.no_grad():
-        return with_table(guide, guide.lambdas(x)[:rows], (x[:rows],)), x[:rows]

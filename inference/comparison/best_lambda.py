@@ -8,66 +8,81 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
 
 from guides import Amortized, Guide
 
 from ..engine.minibatches import Batches
+from ..evidence.joint_family import JointFamily
+from ..evidence.packed_guide import PackedGuide, packed_guide
+from ..evidence.packed_model import PackedModel
 from ..fitting.unseen import Ascent, ascend, log_weights
 
-__all__ = ["EncoderTraining", "Lambdas", "best_lambdas"]
+__all__ = ["EncoderTraining", "Stages", "best_stages"]
 
 
 class EncoderTraining(NamedTuple):
     """How a copy of the encoder is trained further."""
 
-    data: tuple[Any, ...]
+    data: tuple[Any, ...] | None
+    """None for the data of the guide."""
     steps: int
     lr: float
     batch_size: int | None
 
 
-class Lambdas(NamedTuple):
-    """Three λ for the same data, each of shape (N, family.size), or (family.size,) for global latents."""
+class Stages(NamedTuple):
+    """Three q for the same data."""
 
-    own: Tensor
+    own: PackedGuide
     """The guide's own."""
-    source: Tensor
+    source: PackedGuide
     """The best of its source: of the encoder if the guide is amortized, else `best`."""
-    best: Tensor
+    best: PackedGuide
     """The best of its family."""
 
 
-def best_lambdas(
+def best_stages(
     model: Callable[..., Any], guide: Guide, args: tuple[Any, ...], *, training: EncoderTraining, ascent: Ascent
-) -> Lambdas:
-    """Optimises λ, and the encoder if there is one, with the model frozen. Call it inside `isolated`, on a guide set up."""
-    assert guide.latents is not None
+) -> Stages:
+    """Optimises λ, and the encoder if there is one, with the model frozen. Call it inside `isolated`, on a guide set up.
+
+    Raises:
+        ValueError: if the encoder is to be trained on other data, or on minibatches, and latents are shared between data.
+    """
     with torch.no_grad():
-        own = guide.lambdas(args[0])
-    amortized = isinstance(guide, Amortized)
+        own = packed_guide(model, guide, args)
     source = own
     if isinstance(guide, Amortized) and training.steps:
-        source = _trained(model, guide, training)(args[0])
-    best = ascend(model, guide.latents, guide.family, source, args, ascent=ascent)
-    return Lambdas(own, source if amortized else best, best)
+        twin = _trained(model, guide, own, args, training)
+        with torch.no_grad():
+            source = packed_guide(model, twin, args)
+    best = source._replace(lam=ascend(PackedModel(model, source.latents, args), source.family, source.lam, ascent=ascent))
+    return Stages(own, source if isinstance(guide, Amortized) else best, best)
 
 
-def _trained(model: Callable[..., Any], guide: Amortized, training: EncoderTraining) -> Callable[[Tensor], Tensor]:
-    """x → λ of a copy of the guide whose encoder has been trained further."""
+def _trained(
+    model: Callable[..., Any], guide: Amortized, own: PackedGuide, args: tuple[Any, ...], training: EncoderTraining
+) -> Amortized:
+    """A copy of the guide whose encoder has been trained further."""
+    if not own.per_datum and not (training.data is None and training.batch_size is None):
+        raise ValueError(
+            "gaps: the data depend on one another here, by a latent that they share, so the encoder can only be trained on "
+            "all of x at once: leave out train and batch_size."
+        )
     twin = copy.deepcopy(guide)
-    assert twin.latents is not None
+    whole = None if own.per_datum else JointFamily(twin, args)
     parameters = [p.requires_grad_() for p in twin.parameters()]
     adam = torch.optim.Adam(parameters, lr=training.lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, training.steps)
-    batches = Batches(training.data, training.batch_size)
+    batches = Batches(args if training.data is None else training.data, training.batch_size)
     with pyro.validation_enabled(False):
         for _ in range(training.steps):
             batch = next(batches).args
-            lam = twin.lambdas(batch[0])
-            loss = -log_weights(model, twin.latents, twin.family, lam, batch, draws=1, path=True).mean()
+            lam = twin.lambdas(batch[0]) if whole is None else whole.start
+            joint = PackedModel(model, own.latents, batch)
+            loss = -log_weights(joint, whole or twin.family, lam, draws=1, path=whole is None).mean()
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
                 parameter.grad = gradient
             adam.step()
             decay.step()
-    return torch.no_grad()(twin.lambdas)
+    return twin

@@ -21,6 +21,7 @@ from ..elbos.estimate import elbo
 from ..fitting.many import fit_many
 from ..objectives import Objective
 from ..optimisers import Solver
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_rate
@@ -32,6 +33,7 @@ __all__ = ["compare"]
 FLOOR, CEILING = "prior", "exact posterior"
 
 
+@checked
 def compare(
     model: Callable[..., Any],
     guides: Mapping[str, Callable[[Any], Callable[..., Any]]],

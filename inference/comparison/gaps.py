@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,30 +13,36 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from guides import Guide
-from models import Tractable
 
-from ..evidence import Evidence, ais, iwae
-from ..evidence.blocks import with_table
-from ..fitting.unseen import Ascent, log_weights
+from ..evidence.ais import annealed
+from ..evidence.annealing_path import paths_from
+from ..evidence.estimate import LogMean
+from ..evidence.finite import require_density, require_finite
+from ..evidence.packed_guide import PackedGuide
+from ..evidence.packed_model import PackedModel
+from ..fitting.unseen import Ascent, check_ascent, log_weights
 from ..plots.gap_bars import gap_bars
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
-from .best_lambda import EncoderTraining, Lambdas, best_lambdas
+from ..programs.whole_data import whole_data
+from .best_lambda import EncoderTraining, Stages, best_stages
+from .text import gaps_html, gaps_text
 
 __all__ = ["Gaps", "Part", "gaps"]
 
 
 class Part(NamedTuple):
-    """A quantity in nats with its Monte Carlo standard error: shape (N,), or () if latents are shared between data."""
+    """A quantity in nats with its Monte Carlo standard error: shape (N,) for each datum, or () for all data together."""
 
     value: Tensor
     se: Tensor
 
     @property
     def mean(self) -> float:
-        """Mean over the data."""
+        """Mean over the data; the number itself if it is one for all data."""
         return float(self.value.mean())
 
     @property
@@ -47,7 +53,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Gaps:
-    """evidence = elbo + approximation + amortization + optimisation, exactly, for each datum. In nats, float64.
+    """evidence = elbo + approximation + amortization + optimisation, exactly. In nats, float64.
+
+    Each datum has its own numbers if every site of model and guide lies inside the data plate. Else, as with latents that
+    data share, the data are not independent, and there is one number for all of them.
 
     A gap that is negative by more than 3 standard errors reveals a failed inner optimisation (`failed`), or an evidence
     estimate that is too low. It is reported unchanged.
@@ -63,6 +72,12 @@ class Gaps:
     """ELBO(best λ_i) − ELBO(λ of the best encoder): zero for a guide without an encoder."""
     optimisation: Part
     """ELBO(λ of the best encoder, or best λ_i without an encoder) − ELBO(the guide)."""
+
+    def __repr__(self) -> str:
+        return gaps_text(self)
+
+    def _repr_html_(self) -> str:
+        return gaps_html(self)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -88,6 +103,7 @@ class Gaps:
         return gap_bars({name: (part.mean, part.mean_se) for name, part in self.parts.items()}, title=title)
 
 
+@checked
 def gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -103,7 +119,10 @@ def gaps(
     temperatures: int = 0,
     seed: int = 0,
 ) -> Gaps:
-    """Splits log p(x) − ELBO of a fitted guide into its three causes for each datum, with the model frozen.
+    """Splits log p(x) − ELBO of a fitted guide into its three causes, with the model frozen.
+
+    If latents are shared between data, their q is optimised with the λ_i, which get an affine function of the shared latents
+    of their own if the guide's λ_i depend on them.
 
     The best λ_i of the family are found by one batched optimisation of all data, from the guide's own λ_i. The best encoder is
     found by training a copy of the guide's for `encoder_steps` more steps; with 0, as in the literature, its optimisation gap
@@ -127,19 +146,18 @@ def gaps(
     Reference: Cremer, Li & Duvenaud, "Inference suboptimality in variational autoencoders" (2018).
     """
     args, ascent = as_args(x), Ascent() if ascent is None else ascent
-    check_rate(encoder_lr)
-    check_count(evidence_draws=evidence_draws)
-    check_count(draws=draws, least=2)
-    check_count(encoder_steps=encoder_steps, temperatures=temperatures, least=0)
-    check_data(model, args)
+    training = EncoderTraining(None if train is None else as_args(train), encoder_steps, encoder_lr, batch_size)
     guide, model = _suite_guide(guide), unwrap(model)
-    training = EncoderTraining(args if train is None else as_args(train), encoder_steps, encoder_lr, batch_size)
-    with isolated(seed):
+    _check(model, args, training, ascent, draws=draws, evidence_draws=evidence_draws, temperatures=temperatures)
+    with isolated(seed), whole_data():
         check_pair(model, guide, args, {})
-        lambdas = best_lambdas(model, guide, args, training=training, ascent=ascent)
-    elbos = _elbos(model, guide, lambdas, args, draws=draws, seed=seed + 1)
-    known = _evidence(model, guide, lambdas.best, x, draws=evidence_draws, temperatures=temperatures, seed=seed + 2)
-    return _split(elbos, *known)
+        stages = best_stages(model, guide, args, training=training, ascent=ascent)
+        require_density(stages.own.family(stages.own.lam), "gaps")
+    exact = _exact(model, args, per_datum=stages.own.per_datum)
+    elbos = _elbos(model, stages, args, draws=draws, seed=seed + 1)
+    if exact is not None:
+        return _split(elbos, exact, "exact")
+    return _split(elbos, *_bound(model, stages.best, args, draws=evidence_draws, temperatures=temperatures, seed=seed + 2))
 
 
 def _suite_guide(guide: Callable[..., Any]) -> Guide:
@@ -147,6 +165,33 @@ def _suite_guide(guide: Callable[..., Any]) -> Guide:
     if not isinstance(own, Guide):
         raise TypeError(f"gaps needs a guide of this suite, which has a λ to optimise; {type(own).__name__} has none.")
     return own
+
+
+def _check(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    training: EncoderTraining,
+    ascent: Any,
+    *,
+    draws: int,
+    evidence_draws: int,
+    temperatures: int,
+) -> None:
+    check_rate(training.lr)
+    check_ascent(ascent)
+    check_count(evidence_draws=evidence_draws)
+    check_count(draws=draws, least=2)
+    check_count(encoder_steps=training.steps, temperatures=temperatures, least=0)
+    if temperatures == 1:
+        raise ValueError("temperatures must be 0, for no annealing, or at least 2, but is 1.")
+    check_data(model, args)
+    if training.data is not None:
+        check_data(model, training.data)
+    if training.batch_size is not None:
+        check_count(batch_size=training.batch_size)
+        rows = [len(v) for v in training.data or args if isinstance(v, Tensor) and v.dim()]
+        if rows and training.batch_size > rows[0]:
+            raise ValueError(f"batch_size must be at most the {rows[0]} rows of the data, but is {training.batch_size}.")
 
 
 class _Elbos(NamedTuple):
@@ -162,42 +207,60 @@ class _Elbos(NamedTuple):
     """ELBO(best)."""
 
 
-def _elbos(
-    model: Callable[..., Any], guide: Guide, lambdas: Lambdas, args: tuple[Any, ...], *, draws: int, seed: int
-) -> _Elbos:
-    assert guide.latents is not None
-    numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
-    size = max(1, min(draws, MAX_SCORED_NUMBERS // max(1, numbers)))
+def _elbos(model: Callable[..., Any], stages: Stages, args: tuple[Any, ...], *, draws: int, seed: int) -> _Elbos:
     chunks = []
-    with isolated(seed), torch.no_grad(), pyro.validation_enabled(False):
-        for start in range(0, draws, size):
-            chunk = min(size, draws - start)
+    joint = PackedModel(model, stages.own.latents, args)
+    with isolated(seed), whole_data(), torch.no_grad(), pyro.validation_enabled(False):
+        for chunk in _chunks(args, draws):
             state = torch.get_rng_state()
             weights = []
-            for lam in lambdas:
+            for stage in stages:
                 torch.set_rng_state(state)
-                weights.append(log_weights(model, guide.latents, guide.family, lam, args, draws=chunk).double())
+                weights.append(log_weights(joint, stage.family, stage.lam, draws=chunk).double())
             own, source, best = weights
             chunks.append(torch.stack([own, source - own, best - source, best]))
     terms = torch.cat(chunks, 1)
     value, se = terms.mean(1), terms.std(1) / draws**0.5
+    for mean, name in ((value[0], "guide"), (value[3], "best λ_i")):
+        require_finite(mean, f"gaps: the ELBO of the {name}")
     return _Elbos(*(Part(v, s) for v, s in zip(value, se, strict=True)))
 
 
-def _evidence(model: Any, guide: Guide, best: Tensor, x: Any, *, draws: int, temperatures: int, seed: int) -> tuple[Part, str]:
-    """log p(x), and how it is known: exactly, or by a lower bound from the best λ."""
-    args = as_args(x)
-    if isinstance(model, Tractable):
-        with torch.no_grad():
-            exact = model.log_evidence(*args).double()
-        return Part(exact, torch.zeros_like(exact)), "exact"
-    proposal: Guide = guide
-    if guide.local:
-        with isolated(seed):
-            proposal = with_table(guide, best, args)
-    found: dict[str, Evidence] = {f"IWAE, {draws} draws": iwae(model, proposal, x, draws=draws, seed=seed)}
+def _chunks(args: tuple[Any, ...], draws: int) -> Iterator[int]:
+    """Sizes of the chunks into which `draws` draws are split."""
+    numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
+    size = max(1, min(draws, MAX_SCORED_NUMBERS // max(1, numbers)))
+    for start in range(0, draws, size):
+        yield min(size, draws - start)
+
+
+def _exact(model: Any, args: tuple[Any, ...], *, per_datum: bool) -> Part | None:
+    """log p(x) of a model that can compute it, for each datum or for all data together; None if it is not known so."""
+    if not hasattr(model, "log_evidence"):
+        return None
+    with torch.no_grad():
+        exact = model.log_evidence(*args).double()
+    if not per_datum:
+        exact = exact.sum()
+    elif exact.dim() == 0:
+        return None
+    require_finite(exact, "gaps: log p(x)")
+    return Part(exact, torch.zeros_like(exact))
+
+
+def _bound(
+    model: Any, best: PackedGuide, args: tuple[Any, ...], *, draws: int, temperatures: int, seed: int
+) -> tuple[Part, str]:
+    """A lower bound on log p(x) from the best λ, and its name."""
+    joint, mean = PackedModel(model, best.latents, args), LogMean(draws)
+    with isolated(seed), whole_data(), torch.no_grad(), pyro.validation_enabled(False):
+        for chunk in _chunks(args, draws):
+            mean.add(log_weights(joint, best.family, best.lam, draws=chunk))
+    found = {f"IWAE, {draws} draws": mean.result().checked("gaps")}
     if temperatures:
-        found[f"AIS, {temperatures} temperatures"] = ais(model, proposal, x, temperatures=temperatures, seed=seed)
+        with isolated(seed):
+            paths = paths_from(model, best, args)
+        found[f"AIS, {temperatures} temperatures"] = annealed(paths, temperatures=temperatures, seed=seed)
     name = max(found, key=lambda key: found[key].mean)
     return Part(found[name].value, found[name].se), name
 

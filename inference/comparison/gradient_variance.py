@@ -18,6 +18,7 @@ from models import Tractable
 
 from ..elbos.closed_form import analytic_elbo
 from ..objectives import Loss, Objective
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -66,6 +67,7 @@ class GradientVariance:
         return pd.DataFrame(rows)
 
 
+@checked
 def gradient_variance(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evidence.psis import MAX_KHAT_OF_FINITE_VARIANCE
+from ..programs.arguments import checked
 from .importance import Importance
 
 __all__ = ["Bounds", "error_bounds"]
@@ -26,6 +27,7 @@ class Bounds:
     """|sd_p − sd_q| ≤ W_2 ≤ √2 (E_q|h − m|⁴ (exp D_2 − 1))^¼."""
 
 
+@checked
 def error_bounds(weighted: Importance) -> Bounds:
     """Bounds on the error of each mean and standard deviation, from the draws of `importance`.
 

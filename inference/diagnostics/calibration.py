@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from models import LocalModel, Model
+from models.arguments import number
 
 from ..plots.rank_histograms import rank_histograms
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import quantities, scalars
-from ..programs.validation import check_count
+from ..programs.validation import check_count, naming
 
 __all__ = ["Calibration", "calibration"]
 
@@ -56,6 +58,7 @@ class Calibration:
         """p-value of the hypothesis that every scalar is calibrated: the smallest of `p_values` times D (Bonferroni)."""
         return min(1.0, float(self.p_values.min()) * len(self.p_values))
 
+    @checked
     def ecdf_band(self, *, level: float = 0.95, seed: int = 0) -> tuple[Tensor, Tensor]:
         """ECDF of the ranks minus the uniform ECDF, shape (D, draws + 1), and half the width of a band, shape (draws + 1,).
 
@@ -63,6 +66,7 @@ class Calibration:
 
         Reference: Säilynoja, Bürkner & Vehtari, "Graphical test for discrete uniformity" (2022).
         """
+        number("ecdf_band: level", level, above=0, below=1)
         simulations = len(self.ranks)
         grid = torch.arange(1, self.draws + 2) / (self.draws + 1)
         spread = (grid * (1 - grid) / simulations).sqrt()
@@ -85,6 +89,7 @@ class Calibration:
         )
 
 
+@checked
 def calibration(
     model: Model,
     q: Callable[[Tensor], Any],
@@ -120,22 +125,28 @@ def calibration(
     calibration" (2018); Yao, Vehtari, Simpson & Gelman (2018), section 3.
     """
     check_count(simulations=simulations, draws=draws)
+
+    def posterior(x: Tensor) -> Any:
+        with naming("q", q, (x,)):
+            return q(x)
+
     if isinstance(model, LocalModel):
         h, x = model.simulate(simulations, seed=seed)
         with isolated(seed + 1):
             truth = _named(h)
-            sampled = _sampled(model, q(x), x, draws, truth)
+            sampled = _sampled(model, posterior(x), x, draws, truth)
         return _ranked(model, truth, sampled, draws)
     if rows is None:
         raise ValueError(
             f"{type(model).__name__} is a global model: say how many rows each simulated data set has, with rows=."
         )
+    check_count(rows=rows)
     truths, each = [], []
     for simulation in range(simulations):
         h, x = model.simulate(rows, seed=seed + simulation)
         with isolated(seed + simulation):
             truths.append(_named(h))
-            each.append(_sampled(model, q(x), x, draws, truths[-1]))
+            each.append(_sampled(model, posterior(x), x, draws, truths[-1]))
     truth = {name: torch.stack([one[name] for one in truths]) for name in truths[0]}
     sampled = {name: torch.stack([one[name] for one in each], 1) for name in truth}
     return _ranked(model, truth, sampled, draws)

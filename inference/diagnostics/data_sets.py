@@ -9,14 +9,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from models import LocalModel, Model
 from models.base import data_plate
 from models.datasets import Dataset
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
-from ..programs.mapped import Mapped
 from ..programs.quantities import quantities
+from ..programs.validation import check_count
 
 __all__ = ["DataSets"]
 
@@ -36,8 +38,10 @@ class DataSets(LocalModel):
         ValueError: if the model cannot simulate data, or its latents are discrete.
     """
 
+    @checked
     def __init__(self, model: Model, rows: int) -> None:
         super().__init__()
+        check_count(rows=rows)
         self._inner = (model,)
         self.rows = rows
         _, x = model.simulate(rows, seed=0)
@@ -78,12 +82,20 @@ class DataSets(LocalModel):
         """log p(x_i, h_i), shape (*, N). Call it outside the data plate, as `forward` does."""
         if x is None:
             raise ValueError("DataSets only scores data sets, so x is needed: to simulate them, use simulate(n, seed=...).")
+        over_sets = torch.func.vmap(lambda u, one: self.joint.at(u, (one,)), in_dims=(0, 0))
+        over_draws = torch.func.vmap(over_sets, in_dims=(0, None))
         h = h.expand(*h.shape[:-2], len(x), h.shape[-1])
-        over_sets = Mapped(lambda u, one: self.joint.at(u, (one,)), self.inner)
-        over_draws = Mapped(lambda each: over_sets(each, x), self.inner)
+        many = h.reshape(-1, *h.shape[-2:])
         with pyro.validation_enabled(False):
-            density: Tensor = over_draws(h.reshape(-1, *h.shape[-2:])).reshape(h.shape[:-1])
-        return density
+            try:
+                density: Tensor = over_draws(many, x)
+            except LinAlgError:
+                raise
+            except RuntimeError:
+                # A model that vmap cannot map: one call for each data set of each draw.
+                each = [self.joint.at(u, (one,)) for draw in many for u, one in zip(draw, x, strict=True)]
+                density = torch.stack(each)
+        return density.reshape(h.shape[:-1])
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """The joint. Arguments as in `Model.forward`; x is required."""
@@ -96,8 +108,10 @@ class DataSets(LocalModel):
             pyro.factor("x", density)
         return density
 
+    @checked
     def simulate(self, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
         """`n` pairs of latents, shape (n, dim), and data sets, shape (n, rows, *data_shape)."""
+        check_count(n=n)
         pairs = [self.inner.simulate(self.rows, seed=seed + i) for i in range(n)]
         h = [latents if isinstance(latents, Mapping) else {"h": latents} for latents, _ in pairs]
         values = {name: torch.stack([one[name] for one in h]) for name in h[0]}

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
+
 __all__ = ["MomentErrors", "by_name", "moment_errors"]
 
 
@@ -19,6 +21,7 @@ class MomentErrors(NamedTuple):
     """|sd / reference sd − 1|."""
 
 
+@checked
 def moment_errors(mean: Tensor, sd: Tensor, reference_mean: Tensor, reference_sd: Tensor) -> MomentErrors:
     """Compares moments with the truth; all of shape (D,).
 
@@ -35,6 +38,7 @@ def moment_errors(mean: Tensor, sd: Tensor, reference_mean: Tensor, reference_sd
     return MomentErrors(((mean - reference_mean) / reference_sd).abs(), (sd / reference_sd - 1).abs())
 
 
+@checked
 def by_name(names: tuple[str, ...], values: dict[str, float]) -> Tensor:
     """Looks up the values of the named scalars; shape (len(names),), float64.
 

@@ -10,10 +10,13 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
+from models.arguments import number
+
 from ..evidence.psis import leave_one_out_density
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
-from ..programs.validation import as_args
+from ..programs.validation import as_args, check_count, check_data, check_pair
 
 __all__ = ["LOO", "Coverage", "loo", "predictive_coverage"]
 
@@ -36,6 +39,7 @@ class LOO(NamedTuple):
     """Pareto k̂ of each datum's weights, shape (N,); above 0.7 that datum's entry is unreliable."""
 
 
+@checked
 def predictive_coverage(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -52,7 +56,12 @@ def predictive_coverage(
     Reference: Gelman, Meng & Stern, "Posterior predictive assessment of model fitness via realized discrepancies" (1996).
     """
     args = as_args(x)
+    check_count(draws=draws, least=2)
+    check_data(model, args)
+    for level in levels:
+        number("each of levels", level, above=0, below=1)
     with isolated(seed), torch.no_grad():
+        check_pair(model, guide, args, {})
         h = draw_all(model, guide, args, draws=draws).h
         simulated = Predictive(poutine.uncondition(model), posterior_samples=h)(*args)
         nodes = poutine.trace(model).get_trace(*args).nodes.values()
@@ -68,6 +77,7 @@ def predictive_coverage(
     return Coverage(tuple(levels), tuple(shares))
 
 
+@checked
 def loo(
     model: Callable[..., Any], guide: Callable[..., Any], x: Tensor | tuple[Any, ...], *, draws: int = 2000, seed: int = 0
 ) -> LOO:
@@ -83,7 +93,10 @@ def loo(
     Reference: Magnusson, Andersen, Jonasson & Vehtari, "Bayesian leave-one-out cross-validation for large data" (2019).
     """
     args = as_args(x)
+    check_count(draws=draws, least=2)
+    check_data(model, args)
     with isolated(seed), torch.no_grad():
+        check_pair(model, guide, args, {})
         found = draw_all(model, guide, args, draws=draws)
     names = list(found.pointwise)
     if len(names) != 1:
@@ -94,6 +107,8 @@ def loo(
             f"the log densities of site {names[0]!r} have shape {tuple(pointwise.shape[1:])} for each draw, but loo needs one "
             "for each datum: it is for data that are independent given h."
         )
+    if pointwise.shape[1] < 2:
+        raise ValueError("loo: x needs at least two rows, for a standard error over them, but has one.")
     total = found.total
     log_p, log_q = (total.log_likelihood + total.log_prior).double(), total.log_q.double()
     each, khat = leave_one_out_density(log_p, log_q, pointwise)

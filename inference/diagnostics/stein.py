@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
+from ..programs.validation import as_args, check_count, check_data
 
 __all__ = ["SteinCheck", "stein_check"]
 
@@ -30,6 +32,7 @@ class SteinCheck:
         return float(torch.cat([self.score, self.stein]).abs().max())
 
 
+@checked
 def stein_check(
     model: Callable[..., Any], x: Tensor | tuple[Any, ...], draws: Mapping[str, Tensor], *, chains: int = 1
 ) -> SteinCheck:
@@ -49,6 +52,8 @@ def stein_check(
 
     Reference: Gorham & Mackey, "Measuring sample quality with Stein's method" (2015), section 2.
     """
+    check_count(chains=chains)
+    check_data(model, as_args(x))
     joint = LogJoint(model, x)
     u = joint.unconstrain(draws)
     spread = u.std(0)
@@ -58,10 +63,13 @@ def stein_check(
     directions = torch.linalg.eigh(score[:half].mT @ score[:half] / half).eigenvectors
     along = score[half:] @ directions
     across = (u[half:] @ directions) * along + 1
-    return SteinCheck(
+    found = SteinCheck(
         torch.cat([_z(score, chains), _z(along, max(1, chains // 2))]),
         torch.cat([_z(u * score + 1, chains), _z(across, max(1, chains // 2))]),
     )
+    if not (found.score.isfinite().all() and found.stein.isfinite().all()):
+        raise ValueError("stein_check: the model's score is not finite, or has no spread, at these draws: check x and draws.")
+    return found
 
 
 def _z(value: Tensor, chains: int) -> Tensor:

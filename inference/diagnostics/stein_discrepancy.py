@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
+from ..programs.validation import as_args, check_count, check_data
 
 __all__ = ["SteinDiscrepancy", "kernel_stein_discrepancy"]
 
@@ -25,6 +27,7 @@ class SteinDiscrepancy(NamedTuple):
     """p-value of the hypothesis that the draws are independent draws from the posterior; by the multiplier bootstrap."""
 
 
+@checked
 def kernel_stein_discrepancy(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
@@ -50,6 +53,8 @@ def kernel_stein_discrepancy(
     References: Liu, Lee & Jordan, "A kernelized Stein discrepancy for goodness-of-fit tests" (2016), equation 14; Gorham &
     Mackey, "Measuring sample quality with kernels" (2017).
     """
+    check_count(bootstrap=bootstrap)
+    check_data(model, as_args(x))
     joint = LogJoint(model, x)
     u = joint.unconstrain(h)
     draws = len(u)
@@ -65,6 +70,8 @@ def kernel_stein_discrepancy(
     kernel = (
         score @ score.mT * base**-0.5 + along.sum(-1) * base**-1.5 + u.shape[-1] * base**-1.5 - 3 * (base - 1) * base**-2.5
     )
+    if not kernel.isfinite().all():
+        raise ValueError("kernel_stein_discrepancy: the model's score is not finite, or h has no spread: check x and h.")
     kernel.fill_diagonal_(0.0)
     value = float(kernel.sum() / (draws * (draws - 1)))
     with isolated(seed):

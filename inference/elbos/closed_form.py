@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
@@ -14,9 +15,13 @@ from models import Tractable
 from models.gaussian import mean_and_covariance
 from models.precision import widened
 
-__all__ = ["analytic_elbo", "best_elbo", "evidence_minus_kl", "kl"]
+from ..programs.arguments import checked
+from ..programs.isolation import param_store
+
+__all__ = ["analytic_elbo", "analytic_terms", "best_elbo", "evidence_minus_kl", "kl"]
 
 
+@checked
 def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
     """E_q[log p(x | h)] − KL(q ‖ p(h)) in closed form, in nats: reconstruction minus complexity.
 
@@ -31,10 +36,17 @@ def analytic_elbo(model: Any, q: Distribution, x: Tensor) -> Tensor:
     Raises:
         TypeError: if the model is not Tractable, or q has no closed form with it.
     """
+    reconstruction, complexity = analytic_terms(model, q, x)
+    return reconstruction - complexity
+
+
+def analytic_terms(model: Any, q: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
+    """E_q[log p(x | h)] and KL(q ‖ p(h)), the two terms of `analytic_elbo`, each of its shape."""
     _require_tractable(model)
-    return model.expected_log_likelihood(q, x) - kl(widened(q), widened(_prior(model)))
+    return model.expected_log_likelihood(q, x), kl(widened(q), widened(_prior(model)))
 
 
+@checked
 def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
     """log p(x) − KL(q ‖ p(h | x)) in closed form: the ELBO by a second route. Arguments and result as for `analytic_elbo`."""
     _require_tractable(model)
@@ -42,6 +54,7 @@ def evidence_minus_kl(model: Any, q: Distribution, x: Tensor) -> Tensor:
     return evidence - kl(widened(q), widened(model.posterior(x)))
 
 
+@checked
 def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     r"""The highest ELBO that a Gaussian family can reach on a linear-Gaussian model, in closed form.
 
@@ -77,8 +90,14 @@ def best_elbo(model: Any, family: Family, x: Tensor) -> Tensor:
     return evidence - 0.5 * (within - torch.logdet(precision))
 
 
+@checked
 def kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q ‖ p) in nats: torch's closed form if it has one, else that of two Gaussians with these means and covariances."""
+    """KL(q ‖ p) in nats: torch's closed form if it has one, else that of two Gaussians with these means and covariances.
+
+    It is infinite if q has mass where p has none.
+    """
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"q and p must be over one space, but are over {tuple(q.event_shape)} and {tuple(p.event_shape)}.")
     if p.batch_shape != q.batch_shape:
         p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # torch's KL of Bernoullis does not broadcast
     try:
@@ -88,9 +107,16 @@ def kl(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _prior(model: Any) -> Distribution:
-    with poutine.block():
+    with param_store({"params": {}, "constraints": {}}), poutine.block(), _Undrawn():
         prior: Distribution = poutine.trace(model.prior).get_trace().nodes["h"]["fn"]
     return prior
+
+
+class _Undrawn(Messenger):
+    """Gives latents the value zero. A draw would move the random state, and become a part of a captured step."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
 
 
 def _require_tractable(model: Any) -> None:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.draws import Draws, draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
+from .text import estimate_html, estimate_text
 
 __all__ = ["Estimate", "Terms", "elbo"]
 
@@ -49,7 +51,14 @@ class Estimate:
         """Standard error of `value`."""
         return float(self.total.elbo_se)
 
+    def __repr__(self) -> str:
+        return estimate_text(self)
 
+    def _repr_html_(self) -> str:
+        return estimate_html(self)
+
+
+@checked
 def elbo(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -77,7 +86,7 @@ def elbo(
     check_count(draws=draws, least=2)
     check_data(model, args)
     with isolated(seed):
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         total, per_datum = _RunningTerms(), _RunningTerms()
         for chunk in draw_chunks(model, guide, args, draws=draws):
             total.add(chunk.total)

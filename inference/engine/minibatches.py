@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.validation import naming
+
 __all__ = ["Batch", "Batches"]
 
 
@@ -29,12 +31,18 @@ class Batches(Iterator[Batch]):
         args: the data; row i of every tensor belongs to datum i.
         batch_size: rows in a batch.
         transform: applied to the rows of x, the first argument, of each batch.
+        kwargs: keyword arguments of each call, the same for all batches.
     """
 
     def __init__(
-        self, args: tuple[Any, ...], batch_size: int | None, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        args: tuple[Any, ...],
+        batch_size: int | None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.args = args
+        self.kwargs = dict(kwargs or {})
         self.batch_size = batch_size
         self.transform = transform
         self.epoch = -1
@@ -75,10 +83,19 @@ class Batches(Iterator[Batch]):
 
     def of(self, index: Tensor | None) -> Batch:
         """The batch of the rows `index`, or of all rows."""
+        if not self.args:
+            return Batch((), {})
         if index is None:
-            return Batch((self._transformed(self.args[0]), *self.args[1:]), {})
+            return Batch((*map(self._transformed, self.args[:1]), *self.args[1:]), self.kwargs)
         x, *others = (value[index] for value in self.args)
-        return Batch((self._transformed(x), *others), {"index": index, "size": len(self.args[0])}, self.epoch)
+        return Batch((self._transformed(x), *others), {**self.kwargs, "index": index, "size": len(self.args[0])}, self.epoch)
 
     def _transformed(self, x: Any) -> Any:
-        return x if self.transform is None else self.transform(x)
+        if self.transform is None:
+            return x
+        with naming("transform", self.transform, (x,)):
+            found = self.transform(x)
+        if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
+            got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"transform must return one row for each of the {len(x)} rows of x, but returned {got}.")
+        return found

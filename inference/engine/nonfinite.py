@@ -7,10 +7,10 @@ from math import isfinite
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ..programs.traced_pairs import trace_pair
 from .local_rows import LocalRows
 from .minibatches import Batch
 
@@ -52,8 +52,7 @@ def explain(
     torch.set_rng_state(rng)
     try:
         with rows, torch.no_grad():
-            guide_trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch.args, **batch.kwargs)
+            guide_trace, model_trace = trace_pair(model, guide, batch.args, batch.kwargs)
     except LinAlgError as error:
         return NonFiniteLossError(step, None, f"a matrix could not be factorised ({error})")
     for role, trace in (("guide", guide_trace), ("model", model_trace)):

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
+from ..programs.whole_data import whole_data
 from .annealing_path import AnnealingPath, annealing_paths
 from .estimate import Evidence, LogMean
+from .finite import require_finite
 from .hmc import transition
 
-__all__ = ["ais", "ais_reverse"]
+__all__ = ["ais", "ais_reverse", "annealed"]
 
 TARGET_ACCEPTANCE = 0.75
 """Acceptance rate for which the step sizes are tuned; near the optimum of HMC."""
 
 
+@checked
 def ais(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -51,7 +55,7 @@ def ais(
         seed: fixes all draws.
 
     Returns:
-        One value per datum if every latent lies inside the data plate, else one value for all data.
+        One value per datum if every site of model and guide lies inside the data plate, else one value for all data.
 
     Raises:
         TypeError, ValueError: for bad input; also for any other guide, such as Pyro's autoguides, or a discrete latent.
@@ -63,6 +67,7 @@ def ais(
     return _bound(model, guide, x, lambda path: path.start(chains), settings, reverse=False, seed=seed)
 
 
+@checked
 def ais_reverse(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -87,6 +92,11 @@ def ais_reverse(
 
     Reference: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
     """
+
+    if not isinstance(h, dict):
+        raise TypeError(f"ais_reverse: h must be a dictionary of the latents by name, but is {type(h).__name__}.")
+    for name, value in h.items():
+        require_finite(value, f"ais_reverse: the given draw of {name!r}", cause="every latent needs a number")
 
     def start(path: AnnealingPath) -> Tensor:
         exact = {name: value if path.rows is None else value[path.rows] for name, value in h.items()}
@@ -135,15 +145,29 @@ def _bound(
     settings.check()
     args = as_args(x)
     check_data(model, args)
-    blocks = []
-    with isolated(seed), pyro.validation_enabled(False):
+    with isolated(seed), whole_data(), pyro.validation_enabled(False):
         check_pair(model, guide, args, {})
-        for path in annealing_paths(model, unwrap(guide), args):
-            sizes = _tune(path, settings)
-            mean = LogMean(settings.chains)
-            mean.add(_anneal(path, start(path), sizes, settings.leapfrog, reverse=reverse))
-            blocks.append(mean.result(upper=reverse))
-    return Evidence.joined(blocks)
+        return _over(annealing_paths(model, unwrap(guide), args), start, settings, reverse=reverse)
+
+
+def annealed(paths: Iterable[AnnealingPath], *, temperatures: int, seed: int) -> Evidence:
+    """`ais` along given paths, one for each block of data, with its other options at their defaults."""
+    settings = _Settings(temperatures, chains=16, leapfrog=5, pilot=8)
+    settings.check()
+    with isolated(seed), whole_data(), pyro.validation_enabled(False):
+        return _over(paths, lambda path: path.start(settings.chains), settings, reverse=False)
+
+
+def _over(
+    paths: Iterable[AnnealingPath], start: Callable[[AnnealingPath], Tensor], settings: _Settings, *, reverse: bool
+) -> Evidence:
+    blocks = []
+    for path in paths:
+        sizes = _tune(path, settings)
+        mean = LogMean(settings.chains)
+        mean.add(_anneal(path, start(path), sizes, settings.leapfrog, reverse=reverse))
+        blocks.append(mean.result(upper=reverse))
+    return Evidence.joined(blocks).checked("ais_reverse" if reverse else "ais")
 
 
 def _betas(temperatures: int) -> list[float]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from guides import Prior
 from models import Model
 
+from ..programs.arguments import checked
+from ..programs.validation import check_count
 from .ais import ais, ais_reverse
 from .estimate import Evidence
 
@@ -31,6 +33,7 @@ class Sandwich:
         return self.upper.value - self.lower.value
 
 
+@checked
 def bidirectional(model: Model, n: int, *, guide: Callable[..., Any] | None = None, seed: int = 0, **options: Any) -> Sandwich:
     """Simulates `n` rows from the model and bounds their log p(x) from both sides by annealed importance sampling.
 
@@ -43,10 +46,17 @@ def bidirectional(model: Model, n: int, *, guide: Callable[..., Any] | None = No
         seed: fixes the data and all draws.
         options: as for `ais`.
 
+    Raises:
+        TypeError, ValueError: for bad input, an improper prior, or a discrete latent.
+
     Reference: Grosse, Ghahramani & Adams (2015); Wu et al. (2017).
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"bidirectional simulates data, which needs a model of this suite, but got {type(model).__name__}.")
+    check_count(n=n)
     h, x = model.simulate(n, seed=seed)
     start = Prior(model) if guide is None else guide
     lower = ais(model, start, x, seed=seed, **options)
-    upper = ais_reverse(model, start, x, {"h": h}, seed=seed + 1, **options)
+    exact = h if isinstance(h, dict) else {"h": h}
+    upper = ais_reverse(model, start, x, exact, seed=seed + 1, **options)
     return Sandwich(x, lower, upper)

@@ -10,7 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .finite import require_finite
 from .psis import psis
+from .text import evidence_html, evidence_text
 
 __all__ = ["Evidence", "LogMean"]
 
@@ -25,7 +27,7 @@ class Evidence:
     value: Tensor
     se: Tensor
     """Standard error of each value by the delta method: sd(w) / (mean(w) √K) for weights w. If few weights dominate the sum
-    (a small `ess`, a large `khat`), the standard error is unreliable and too small."""
+    (a small `ess`, a large `khat`), the standard error is unreliable and too small. NaN for one weight, which has none."""
     ess: Tensor
     """Effective number of weights: (Σ w)² / Σ w², between 1 and K."""
     draws: int
@@ -33,8 +35,11 @@ class Evidence:
     bound: str
     """"lower" or "upper": the side of log p(x) on which the expectation of `value` lies."""
     khat: Tensor
-    """Pareto k̂ of each datum's weights. Below ½ their variance is finite and `se` is reliable; up to 0.7 `value` is reliable.
-    NaN for fewer than 100 weights, too few to estimate a tail."""
+    """Pareto k̂ of each datum's weights; NaN for fewer than 100 weights, too few to estimate a tail. Above 0.7 `value` is
+    unreliable, and above ½ `se` is too small. A small k̂ does not prove either: it describes the weights that were drawn. A q
+    narrower than the posterior leaves out the draws with large weights, and its k̂ is too small as well: for a Gaussian with
+    0.6 of the posterior's sds in five dimensions, few intervals of two `se` hold log p(x), even where k̂ is below ½. Compare
+    with the value of a wider q: `guides.Defensive`, or the wider draws of `inference.trust`."""
 
     @property
     def mean(self) -> float:
@@ -45,6 +50,21 @@ class Evidence:
     def mean_se(self) -> float:
         """Monte Carlo standard error of `mean`; the estimates of different data are independent."""
         return float(self.se.square().sum().sqrt() / max(1, self.se.numel()))
+
+    def __repr__(self) -> str:
+        return evidence_text(self)
+
+    def _repr_html_(self) -> str:
+        return evidence_html(self)
+
+    def checked(self, owner: str) -> Self:
+        """This estimate, if log p(x) is finite for every datum.
+
+        Raises:
+            ValueError: that names the first datum for which it is not.
+        """
+        require_finite(self.value, f"{owner}: the estimate of log p(x)")
+        return self
 
     @classmethod
     def joined(cls, blocks: Sequence[Self]) -> Self:
@@ -91,7 +111,10 @@ class LogMean:
         """The estimate of log p(x); `upper` if the mean of the weights estimates 1/p(x) instead of p(x)."""
         value = self.top + self.first.log() - log(self.seen)
         ess = self.first.square() / self.second
-        relative = (self.seen / ess - 1.0).clamp(min=0.0) / max(1, self.seen - 1)
+        if self.seen > 1:
+            relative = (self.seen / ess - 1.0).clamp(min=0.0) / (self.seen - 1)
+        else:
+            relative = torch.full_like(ess, torch.nan)
         bound = "upper" if upper else "lower"
         return Evidence(-value if upper else value, relative.sqrt(), ess, self.seen, bound, self._khat())
 

@@ -6,17 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from guides.latents import check_supports
+
+from ..programs.arguments import checked
+from ..programs.bound import unwrap
 from ..programs.draws import draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
+from ..programs.whole_data import whole_data
 from .blocks import guide_blocks
 from .estimate import Evidence, LogMean
 
 __all__ = ["iwae"]
 
 
+@checked
 def iwae(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -37,10 +44,11 @@ def iwae(
         seed: fixes the draws.
 
     Returns:
-        One value per datum if every latent lies inside the data plate, else one value for all data.
+        One value per datum if every site of model and guide lies inside the data plate, else one value for all data.
 
     Raises:
-        TypeError, ValueError: for bad input; for a point mass as q, which has no importance weights.
+        TypeError, ValueError: for bad input; for a point mass as q, which has no importance weights; for an autoguide of a
+            model in which the support of a latent depends on another one.
 
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016).
     """
@@ -48,16 +56,18 @@ def iwae(
     check_count(draws=draws)
     check_data(model, args)
     blocks = []
-    with isolated(seed), torch.no_grad():
-        check_pair(model, guide, args, {})
-        for block, proposal in guide_blocks(guide, args):
+    with isolated(seed), whole_data(), torch.no_grad():
+        check_pair(model, guide, args, {}, enumerated=True)
+        if isinstance(unwrap(guide), AutoGuide):
+            check_supports(model, *args)
+        for block, proposal in guide_blocks(model, guide, args):
             mean = LogMean(draws)
             for chunk in draw_chunks(model, proposal, block, draws=draws):
                 log_weights = chunk.log_likelihood + chunk.log_prior - chunk.log_q
-                if (log_weights == -torch.inf).all():
+                if (chunk.log_q == torch.inf).all():
                     raise ValueError(
                         "iwae: q is a point mass, without a density, so there are no weights; use another family."
                     )
                 mean.add(log_weights)
             blocks.append(mean.result())
-    return Evidence.joined(blocks)
+    return Evidence.joined(blocks).checked("iwae")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,20 +13,35 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from models.arguments import shown
+
 from ..engine import Eager, Engine, Problem
 from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batch, Batches
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
-from ..programs.validation import check_data, check_minibatch, check_rate
+from ..programs.arguments import checked
+from ..programs.minibatch_check import check_minibatch_scale
+from ..programs.separation import separated
+from ..programs.validation import check_data, check_minibatch, check_rate, naming
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
+from .per_parameter import as_maker
 from .run import LiveRun
-from .setup import check_method, check_optimiser, collect_parameters, gradients_restored, own_nan_check
+from .setup import (
+    check_keywords,
+    check_method,
+    check_objective,
+    check_optimiser,
+    collect_parameters,
+    gradients_restored,
+    own_nan_check,
+)
 
 __all__ = ["FitPlan", "Workspace", "cosine"]
 
 
+@checked
 def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
     """A learning rate that falls to zero along half a cosine, which removes the noise of the last iterates."""
     return CosineAnnealingLR(optimiser, steps)
@@ -82,6 +97,8 @@ class FitPlan:
     engine: type[Engine]
     """Runs the steps. All engines of `inference.engine` take the same trajectory, to rounding. `Auto` starts with Pyro and
     changes to captured and compiled code where that is faster; `Eager` is Pyro throughout, the same to the last bit."""
+    kwargs: Mapping[str, Any] | None = None
+    """Keyword arguments of model and guide, the same in each call."""
 
     @property
     def sets_rate(self) -> bool:
@@ -96,10 +113,13 @@ class FitPlan:
         """
         if lr is not None:
             check_rate(lr)
+        as_maker(self.optimiser, lr)
+        check_keywords(self.kwargs or {}, self.args, self.optimiser, minibatches=self.batch_size is not None)
         if self.transform is None:
             check_data(self.model, self.args)
         if self.batch_size is not None:
             check_minibatch(self.model, self.guide, self.args, self.batch_size)
+        check_objective(self.objective, self.args)
         check_method(self.objective, self.optimiser, repeatable=self.batch_size is None and self.transform is None)
         custom = self.schedule not in (None, cosine) and not isinstance(self.optimiser, Solver)
         if custom and (self.sets_rate or self.steps is None):
@@ -117,7 +137,7 @@ class FitPlan:
         """
         with torch.enable_grad():
             workspace = self.workspace()
-            with gradients_restored(workspace.parameters):
+            with gradients_restored(workspace.parameters, self.model, self.guide):
                 chosen = self._objective(workspace.batch) if self.objective is None else self.objective
                 with own_nan_check():
                     yield replace(self, objective=chosen), workspace
@@ -128,7 +148,9 @@ class FitPlan:
         Args:
             batch: for `Workspace.batch`; by default the first of the new minibatches.
         """
-        batches, rows = Batches(self.args, self.batch_size, self.transform), LocalRows()
+        keywords = separated(dict(self.kwargs or {}))
+        batches, rows = Batches(self.args, self.batch_size, self.transform, keywords), LocalRows()
+        new = batch is None
         if batch is None:
             batch = batches.peek()
             if self.transform is not None:
@@ -136,6 +158,8 @@ class FitPlan:
         plain = self.objective is None or isinstance(self.objective, Trace_ELBO | TraceELBO)
         enumerated = not plain and not isinstance(self.optimiser, Solver)
         parameters, names = collect_parameters(self.model, self.guide, batch, rows, enumerated=enumerated)
+        if new and self.batch_size is not None:
+            check_minibatch_scale(self.model, self.guide, self.args, self.batch_size, transform=self.transform)
         return Workspace(batches, batch, rows, parameters, names)
 
     def problem(self, rate: float, workspace: Workspace) -> Problem:
@@ -145,11 +169,17 @@ class FitPlan:
             TypeError: for an optimiser that does not suit these parameters (`check_optimiser`).
         """
         assert not isinstance(self.optimiser, Solver)
-        optimiser = self.optimiser(workspace.parameters, lr=rate)
+        with naming("optimiser", self.optimiser, ()):
+            optimiser = as_maker(self.optimiser)(workspace.parameters, lr=rate)
+        if not isinstance(optimiser, Optimizer):
+            raise TypeError(f"optimiser must make an Optimizer of torch, but made {shown(optimiser)}.")
         check_optimiser(optimiser, workspace.rows)
         schedule = None
         if self.schedule is not None and self.steps is not None and not self.sets_rate:
-            schedule = self.schedule(optimiser, self.steps)
+            with naming("schedule", self.schedule, ()):
+                schedule = self.schedule(optimiser, self.steps)
+            if not hasattr(schedule, "step"):
+                raise TypeError(f"schedule must make an LRScheduler of torch, but made {shown(schedule)}.")
         batches, rows, parameters = workspace.batches, workspace.rows, workspace.parameters
         pair = (self.model, self.guide)
         return Problem(*pair, self.objective, batches, rows, parameters, optimiser, schedule, self.steps)

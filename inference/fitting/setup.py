@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..engine.eager import adopt
 from ..engine.local_rows import LocalRows
 from ..engine.minibatches import Batch
 from ..optimisers import JointStep, Solver
+from ..programs.bound import unwrap
+from ..programs.isolation import without_validation
+from ..programs.separation import make_learnable
 from ..programs.validation import check_pair
 
-__all__ = ["check_method", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
+__all__ = [
+    "check_keywords",
+    "check_method",
+    "check_objective",
+    "check_optimiser",
+    "collect_parameters",
+    "gradients_restored",
+    "own_nan_check",
+]
 
 
 def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
@@ -33,6 +44,33 @@ def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
             f"{type(optimiser).__name__} needs the same data in every iteration: leave batch_size=None and transform=None, or "
             "use torch's Adam."
         )
+
+
+def check_keywords(kwargs: Any, args: tuple[Any, ...], optimiser: Any, *, minibatches: bool) -> None:
+    """Raises for keyword arguments of model and guide that a fit cannot hand on."""
+    if not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        raise TypeError(f"kwargs must be a dictionary of keyword arguments of model and guide, but is {kwargs!r}.")
+    if kwargs and isinstance(optimiser, Solver):
+        raise ValueError(f"{type(optimiser).__name__} takes no keyword arguments of the model: pass them in x, or use Adam.")
+    if not minibatches:
+        return
+    if taken := {"index", "size"} & set(kwargs):
+        raise ValueError(f"with batch_size, fit gives {sorted(taken)} to model and guide: leave them out of kwargs.")
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor) and value.dim() and len(value) == len(args[0]):
+            raise ValueError(f"{name!r} has a row for each datum, which batch_size does not cut in kwargs: pass it in x.")
+
+
+def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
+    """Raises a TypeError for a function that takes neither the arguments of an objective nor those of a loss of Pyro."""
+    if not inspect.isroutine(objective):
+        return
+    takes = inspect.signature(objective)
+    for given in ((None, None, args, {}), (None, None, *args)):
+        with suppress(TypeError):
+            takes.bind(*given)
+            return
+    raise TypeError(f"objective must take model, guide, args and kwargs, but {objective.__name__} takes {takes}.")
 
 
 def check_optimiser(optimiser: Optimizer, rows: LocalRows) -> None:
@@ -64,8 +102,10 @@ def collect_parameters(
     Raises:
         ValueError: if there is nothing to learn, or from `check_pair`.
     """
+    for program in (model, guide):
+        make_learnable(unwrap(program))
     with rows, poutine.trace(param_only=True) as used:
-        names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
+        names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated, undrawn=True)
     parameters: list[Tensor] = list(rows.leaves.values())
     adopt(used.trace, parameters, rows.leaves)
     if not parameters:
@@ -74,21 +114,28 @@ def collect_parameters(
 
 
 @contextmanager
-def gradients_restored(parameters: list[Tensor]) -> Iterator[None]:
-    """Starts without gradients, and afterwards restores those that the parameters had before."""
-    before = {id(parameter): parameter.grad for parameter in parameters}
+def gradients_restored(parameters: list[Tensor], *programs: Callable[..., Any]) -> Iterator[None]:
+    """Starts without gradients, and afterwards restores those that the parameters had before.
+
+    Args:
+        parameters: the tensors to learn; a step may add some.
+        programs: model and guide. If they are modules, the gradients of all their parameters are restored.
+    """
+    modules = [program for program in map(unwrap, programs) if isinstance(program, nn.Module)]
+    tensors = [*parameters, *(p for module in modules for p in module.parameters())]
+    before = {id(tensor): tensor.grad for tensor in tensors}
     try:
-        for parameter in parameters:
-            parameter.grad = None
+        for tensor in tensors:
+            tensor.grad = None
         yield
     finally:
-        for parameter in parameters:
-            parameter.grad = before.get(id(parameter))
+        for tensor in (*tensors, *parameters):
+            tensor.grad = before.get(id(tensor))
 
 
 @contextmanager
 def own_nan_check() -> Iterator[None]:
     """Turns off Pyro's checks for NaN, which raise without naming the step, or only warn: the engine's own check does both."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
+    with without_validation(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
         yield

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..engine import SimultaneousFits
-from ..programs.isolation import Scope
+from ..programs.isolation import Scope, exclusive
 from .blocks import Blocks
 from .divergence import DivergenceMonitor
 from .plan import FitPlan, Workspace
@@ -50,11 +50,11 @@ class SimultaneousRuns:
         while engine.taken < steps:
             due = min(self.members[0].divergence.due, steps)
             with blocks.next(due - engine.taken) as block:
-                losses = engine.advance(block)
+                losses = engine.advance(block, confirm=engine.taken + block == due)
                 if bar is not None:
                     bar.update(block)
                 for member, own in zip(self.members, losses.unbind(1), strict=True):
-                    member.run.add(own)
+                    member.run.add(own, new=block)
             if engine.taken == due:
                 for member in self.members:
                     with member.scope.entered():
@@ -70,12 +70,12 @@ def simultaneous_runs(plans: Sequence[FitPlan], scopes: Sequence[Scope], rate: f
         scopes: one for each plan, new or entered before.
         rate: learning rate of the first step.
     """
-    with own_nan_check(), torch.enable_grad(), ExitStack() as stack:
+    with exclusive(), own_nan_check(), torch.enable_grad(), ExitStack() as stack:
         problems, members = [], []
         for plan, scope in zip(plans, scopes, strict=True):
             with scope.entered():
                 workspace = plan.workspace()
-                stack.enter_context(gradients_restored(workspace.parameters))
+                stack.enter_context(gradients_restored(workspace.parameters, plan.model, plan.guide))
                 problem = plan.problem(rate, workspace)
                 run = LiveRun(problem, workspace.batch)
                 members.append(OneOfMany(scope, workspace, run, DivergenceMonitor(run)))

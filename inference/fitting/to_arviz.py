@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
+from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -20,6 +21,7 @@ from .fit import Fit
 __all__ = ["to_arviz"]
 
 
+@checked
 def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: int = 0) -> Any:
     """Draws from the fitted guide in ArviZ's groups, as one chain.
 
@@ -42,7 +44,7 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
     check_count(draws=draws)
     check_data(fit.model, args)
     with isolated(seed), torch.no_grad():
-        check_pair(fit.model, fit.guide, args, {})
+        check_pair(fit.model, fit.guide, args, {}, enumerated=True)
         found = draw_all(fit.model, fit.guide, args, draws=draws)
         nodes = poutine.trace(fit.model).get_trace(*args).nodes
         observed = {name: nodes[name]["value"] for name in found.pointwise}

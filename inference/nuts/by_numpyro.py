@@ -5,19 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 
+from ..programs.arguments import checked
+from ..programs.isolation import seed_all
 from ..programs.log_joint import LogJoint
-from .base import MAX_DENSE_DIM, Chains, Length, start
+from .base import MAX_DENSE_DIM, Chains, Length, package, start
 
 __all__ = ["double_precision", "numpyro_nuts", "vectorised_potential"]
 
 
+@checked
 def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """NumPyro's NUTS with all chains in step, so one vectorised call evaluates density and score of all chains.
 
@@ -26,7 +27,7 @@ def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        jax, infer = import_module("jax"), import_module("numpyro.infer")
+        jax, infer = package("jax"), package("numpyro.infer")
         with double_precision(jax), joint.evaluated():
             kernel = infer.NUTS(
                 potential_fn=vectorised_potential(jax, joint),
@@ -41,9 +42,9 @@ def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
                 chain_method="vectorized",
                 progress_bar=length.progress,
             )
-            pyro.set_rng_seed(length.seed)
+            seed_all(length.seed)
             first = jax.numpy.asarray(start(joint, length.chains).double().numpy())
-            mcmc.run(jax.random.PRNGKey(length.seed), init_params=first, extra_fields=("diverging",))
+            mcmc.run(jax.random.PRNGKey(length.seed % 2**63), init_params=first, extra_fields=("diverging",))
             draws = np.array(mcmc.get_samples(group_by_chain=True))
             divergences = int(mcmc.get_extra_fields()["diverging"].sum())
     return Chains(torch.from_numpy(draws), divergences)
@@ -65,13 +66,14 @@ def double_precision(jax: Any) -> Iterator[None]:
 
 def vectorised_potential(jax: Any, joint: LogJoint) -> Callable[[Any], Any]:
     """−log p(x, u) as a JAX function with a gradient, vectorised over chains."""
+    both = torch.func.vmap(torch.func.grad_and_value(lambda u: -joint.at(u)))
 
     def evaluated(u: Any) -> tuple[np.ndarray, np.ndarray]:
         u = np.asarray(u)
         flat = torch.from_numpy(u.reshape(-1, u.shape[-1]).copy()).to(joint.latents.dtype)
-        value, score = joint.values_and_scores(flat)
-        values = (-value).double().nan_to_num(nan=torch.inf).numpy().reshape(u.shape[:-1])
-        return values, (-score).double().nan_to_num(0.0, 0.0, 0.0).numpy().reshape(u.shape)
+        score, value = both(flat)
+        values = value.detach().double().nan_to_num(nan=torch.inf).numpy().reshape(u.shape[:-1])
+        return values, score.detach().double().nan_to_num(0.0, 0.0, 0.0).numpy().reshape(u.shape)
 
     def call(u: Any) -> Any:
         shapes = jax.ShapeDtypeStruct(u.shape[:-1], u.dtype), jax.ShapeDtypeStruct(u.shape, u.dtype)

@@ -9,12 +9,15 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from ..programs.arguments import checked
+from ..programs.isolation import seed_all
 from ..programs.log_joint import LogJoint
 from .base import MAX_DENSE_DIM, Chains, Length, start
 
 __all__ = ["pyro_nuts"]
 
 
+@checked
 def pyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """Pyro's NUTS, one chain after the other."""
     runs = []
@@ -24,7 +27,7 @@ def pyro_nuts(joint: LogJoint, length: Length) -> Chains:
         return -joint.at(parameters["u"])
 
     for chain in range(length.chains):
-        pyro.set_rng_seed(length.seed + chain)
+        seed_all(length.seed + chain)
         first = {"u": start(joint, 1)[0]}
         full_mass = joint.dim <= MAX_DENSE_DIM
         kernel = NUTS(potential_fn=potential, target_accept_prob=length.target_accept, full_mass=full_mass)

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.arguments import number, shown
+
+from ..programs.arguments import checked
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
-from ..programs.validation import as_args, check_count, check_data
+from ..programs.validation import as_args, check_count, check_data, naming
 from .base import Chains, Length, Sampler
 from .cache import program_name, read_run, run_file, write_run
 from .fingerprint import NoFingerprintError, fingerprint
@@ -27,6 +30,8 @@ __all__ = ["LongRun", "NotConvergedError", "reference"]
 
 MAX_RHAT, MIN_ESS = 1.01, 400.0
 """Limits for every scalar (Vehtari et al. 2021)."""
+MIN_DRAWS = 4
+"""Draws of a chain, for the R̂ of its two halves."""
 
 
 class NotConvergedError(RuntimeError):
@@ -72,6 +77,7 @@ class LongRun:
         write_run(file, {"names": names, **arrays, "divergences": self.divergences, "about": about})
 
 
+@checked
 def reference(
     model: Callable[..., Any],
     x: Tensor | tuple[Any, ...],
@@ -110,8 +116,10 @@ def reference(
     "Rank-normalization, folding, and localization: an improved R̂" (2021).
     """
     args = as_args(x)
-    check_count(draws=draws, warmup=warmup)
+    check_count(warmup=warmup)
     check_count(least=2, chains=chains)
+    check_count(least=MIN_DRAWS, draws=draws)
+    number("target_accept", target_accept, above=0, below=1)
     check_data(model, args)
     sampler = best_sampler() if sampler is None else sampler
     length = Length(chains, draws, warmup, target_accept, seed, progress)
@@ -120,8 +128,10 @@ def reference(
     file = None if cache is None else _file(Path(cache), joint, about)
     if file is not None and (known := LongRun.read(file)) is not None:
         return known
-    with isolated(seed):
+    with isolated(seed), naming("sampler", sampler, (joint, length)):
         drawn = sampler(joint, length)
+    if not isinstance(drawn, Chains):
+        raise TypeError(f"sampler must return Chains, but returned {shown(drawn)}.")
     run = _checked(joint, drawn, about)
     if file is not None:
         run.write(file)

@@ -51,6 +51,11 @@ class AnalyticKL(Averaged):
         return Loss(nelbo.detach(), nelbo)
 
     def _kl(self, name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor:
+        if (ours["mask"] is None) != (theirs["mask"] is None) or _plain(ours["scale"]) != _plain(theirs["scale"]):
+            raise ValueError(
+                f"AnalyticKL: guide and model mask or scale the latent {name!r} differently, so that log q − log p is no KL: "
+                "use StickingTheLanding or TraceELBO."
+            )
         try:
             divergence = kl(ours["fn"], theirs["fn"])
         except (NotImplementedError, TypeError):
@@ -60,3 +65,8 @@ class AnalyticKL(Averaged):
             ) from None
         total: Tensor = scale_and_mask(divergence, ours["scale"], ours["mask"]).sum()
         return total
+
+
+def _plain(scale: Any) -> float | None:
+    """A scale that is a number; None for a tensor, whose value an objective must not read."""
+    return None if isinstance(scale, Tensor) else float(scale)

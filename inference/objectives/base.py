@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from ..programs.validation import check_draws
 
 __all__ = ["FromDraws", "Loss", "Objective"]
@@ -53,4 +54,5 @@ class FromDraws:
     draws: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_draws(self, self.draws, least=self.min_draws)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from ..programs.log_weights import LogWeights
 from ..programs.validation import check_draws
 from .base import Loss
@@ -44,10 +45,11 @@ class ScoreFunction(Weighted):
     baseline: Callable[[Tensor], Tensor] | None = leave_one_out
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_draws(self, self.draws, least=2 if self.baseline is leave_one_out else 1)
 
     def loss(self, log_weights: LogWeights, call: Call) -> Loss:
         log_w = log_weights.log_w.detach()
         signal = log_w if self.baseline is None else log_w - self.baseline(log_w)
-        surrogate = (signal * log_weights.log_q + log_weights.log_p).mean(0)
+        surrogate = (signal * log_weights.score + log_weights.log_p).mean(0)
         return Loss(-log_weights.total(log_w.mean(0)), -log_weights.total(surrogate))

@@ -39,7 +39,7 @@ class VIMCO(Weighted):
     def loss(self, log_weights: LogWeights, call: Call) -> Loss:
         bound = log_weights.log_w.logsumexp(0) - log(self.draws)
         signal = (bound - self._baseline(log_weights.log_w)).detach()
-        surrogate = bound + (signal * log_weights.log_q).sum(0)
+        surrogate = bound + (signal * log_weights.score).sum(0)
         return Loss(-log_weights.total(bound).detach(), -log_weights.total(surrogate))
 
     def _baseline(self, log_w: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Weighted(FromDraws, ABC):
         if self.reparameterised:
             require_reparameterised(pairs[0], self)
         # The ELBO is linear in the log weights, all other bounds are not.
-        return self.loss(pair_log_weights(pairs, self, linear=self.estimates_elbo), call)
+        minibatch = kwargs.get("index") is not None
+        return self.loss(pair_log_weights(pairs, self, linear=self.estimates_elbo, minibatch=minibatch), call)
 
     @abstractmethod
     def loss(self, log_weights: LogWeights, call: Call) -> Loss:

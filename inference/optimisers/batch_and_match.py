@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from guides import FullRank, Global, Local
 
+from ..programs.arguments import check_fields
 from ..programs.bound import unwrap
 from .base import Solution, Solver, SolverTask, check_only_q, guide_name
 from .scores import Scores
@@ -50,6 +51,7 @@ class BatchAndMatch(Solver):
     tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draws is not None and self.draws < 2:
             raise ValueError(f"BatchAndMatch: draws must be at least 2, for a covariance, but is {self.draws}.")
         if not self.tolerance >= 0:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from models.arguments import number
+
 __all__ = ["DoG", "DoWG", "JointStep"]
 
 
@@ -26,8 +28,13 @@ class JointStep(Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float | None = None, *, reach: float = 1e-4) -> None:
-        if not reach > 0:
-            raise ValueError(f"{type(self).__name__}: reach must be positive, but is {reach}.")
+        owner = type(self).__name__
+        reach = number(f"{owner}: reach", reach, above=0)
+        if lr is not None:
+            number(f"{owner}: lr", lr)
+        params = list(params) if isinstance(params, Iterable) and not hasattr(params, "ndim") else []
+        if not params or not all(isinstance(one, Tensor | dict) and (isinstance(one, dict) or one.is_leaf) for one in params):
+            raise TypeError(f"{owner}: params must be parameters to optimise, at least one, all of them leaves.")
         super().__init__(params, {"lr": 1.0, "reach": reach})
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from scipy.optimize import OptimizeResult, minimize
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from ..programs.traced_pairs import PLATE, is_point_mass, traced_pairs
 from .base import Solution, Solver, SolverTask
 
@@ -67,6 +68,7 @@ class FixedDraws(Solver):
     newton: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draws is not None and not 2 <= self.draws <= self.max_draws:
             raise ValueError(f"FixedDraws: draws must be between 2 and max_draws={self.max_draws}, but is {self.draws}.")
         if not self.tolerance > 0:

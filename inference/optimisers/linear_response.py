@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guides import Global
 
+from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
@@ -24,6 +25,7 @@ MAX_ITERATIONS = 200
 """Newton steps to the optimum for the frozen draws: from a fitted guide far fewer are needed."""
 
 
+@checked
 def linear_response(
     model: Callable[..., Any], guide: Callable[..., Any], x: Tensor | tuple[Any, ...], *, draws: int = 128, seed: int = 0
 ) -> Tensor:

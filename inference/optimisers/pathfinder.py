@@ -14,6 +14,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from guides import FullRank, Global, MeanField
 
+from ..programs.arguments import check_fields
 from ..programs.bound import unwrap
 from ..programs.validation import check_count
 from .base import Solution, Solver, SolverTask, check_only_q, guide_name
@@ -55,6 +56,7 @@ class Pathfinder(Solver):
     memory: int = 6
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_count(paths=self.paths, memory=self.memory)
         check_count(draws=self.draws, least=2)
 

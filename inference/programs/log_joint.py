@@ -9,23 +9,23 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from guides.latents import Latents
 
 from .bound import unwrap
 from .isolation import isolated
-from .mapped import Mapped
-from .validation import as_args
+from .mapping import Mapped, NotMappedError, mappable
+from .validation import as_args, naming
 
-__all__ = ["LogJoint"]
+__all__ = ["LogJoint", "gradient"]
 
 
 class LogJoint:
     """u ↦ log p(x, h(u)) + log |det ∂h/∂u| for the packed unconstrained latents u: the log density that samplers see, in nats.
 
     Args:
-        model: any Pyro program with continuous latents whose supports do not depend on one another.
+        model: any Pyro program with continuous latents whose supports do not depend on one another. One that cannot be mapped
+            over vectors is called once for each.
         x: the data, or a tuple of the model's arguments.
         chunk: vectors evaluated by one vectorised call.
     """
@@ -34,52 +34,40 @@ class LogJoint:
         self.model = model
         self.args = as_args(x)
         self.chunk = chunk
-        with isolated(0):
+        with isolated(0), naming("model", model, self.args):
             self.latents = Latents(unwrap(model), self.args, {}, plate=None)
         self.dim = self.latents.dim
-        self._density = Mapped(self.at, model)
-        self._both = Mapped(_swapped(torch.func.grad_and_value(self.at)), model, each=self.value_and_score)
-        self._constrain = Mapped(lambda u: self.latents.constrain(u)[0], model)
+        self._density = Mapped(torch.func.vmap(self.at), self.at)
+        self._score = Mapped(torch.func.vmap(torch.func.grad(self.at)), lambda u: gradient(self.at, u))
 
     def __call__(self, u: Tensor) -> Tensor:
         """The log density at each u, shape (K, dim): shape (K,). Differentiable."""
-        with self.evaluated():
-            return torch.cat([self._density(part) for part in u.split(self.chunk)])
+        return self._over(self._density, u)
 
     def score(self, u: Tensor) -> Tensor:
         """The gradient of the log density at each u, shape (K, dim): shape (K, dim). Detached from the model's parameters."""
-        with self.evaluated():
-            return torch.cat([self.values_and_scores(part)[1] for part in u.split(self.chunk)])
-
-    def values_and_scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The log density and its gradient at each u, shape (K, dim): shapes (K,) and (K, dim). Call it within `evaluated`."""
-        value, score = self._both(u.detach())
-        return value.detach(), score.detach()
-
-    def value_and_score(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The same at one u, shape (dim,): shapes () and (dim,)."""
-        with torch.enable_grad():
-            leaf = u.detach().requires_grad_()
-            value = self.at(leaf)
-            if not value.requires_grad:
-                return value, torch.zeros_like(u)
-            (score,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
-        return value.detach(), score.detach()
+        return self._over(self._score, u.detach()).detach()
 
     def hessian(self, u: Tensor) -> Tensor:
         """The matrix of second derivatives at one u, shape (dim,): shape (dim, dim)."""
         with self.evaluated():
             try:
-                return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
-            except LinAlgError:
-                raise
-            except Exception:
-                # Slower, but for programs that torch.func cannot transform.
-                return torch.autograd.functional.hessian(self.at, u.detach()).detach()
+                with mappable():
+                    return torch.func.jacrev(torch.func.grad(self.at))(u.detach()).detach()
+            except NotMappedError:
+                found: Tensor = torch.autograd.functional.hessian(self.at, u.detach())
+                return found.detach()
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at each u, shape (K, dim): for each site shape (K, *shape)."""
-        return {name: value.detach() for name, value in self._constrain(u).items()}
+        names = [site.name for site in self.latents.sites]
+
+        def values(v: Tensor) -> tuple[Tensor, ...]:
+            found = self.latents.constrain(v)[0]
+            return tuple(found[name] for name in names)
+
+        parts = Mapped(torch.func.vmap(values), values)(u)
+        return {name: value.detach() for name, value in zip(names, parts, strict=True)}
 
     def unconstrain(self, h: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vectors of K draws of the latents: shape (K, dim)."""
@@ -103,7 +91,17 @@ class LogJoint:
                 self.at(torch.zeros(self.dim, dtype=self.latents.dtype))
             yield
 
+    def _over(self, function: Mapped, u: Tensor) -> Tensor:
+        with self.evaluated():
+            return torch.cat([function(part)[0] for part in u.split(self.chunk)])
 
-def _swapped(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The two results in the other order."""
-    return lambda u: function(u)[::-1]
+
+def gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """The gradient of the sum of a function at one point, by plain autograd: zero where the function does not depend on it."""
+    with torch.enable_grad():
+        leaf = point.detach().clone().requires_grad_()
+        total = function(leaf).sum()
+        if not total.requires_grad:
+            return torch.zeros_like(leaf)
+        (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if found is None else found

@@ -16,6 +16,9 @@ from .traced_pairs import PLATE, Pair, Program, held_pair, latents
 
 __all__ = ["LogWeights", "held_log_weights", "log_density", "pair_log_weights", "shared_frames"]
 
+MAX_ROUNDING = 1e-6
+"""Relative difference of two scales that are equal but for rounding."""
+
 
 @dataclass(frozen=True)
 class LogWeights:
@@ -41,26 +44,38 @@ class LogWeights:
         """log p(x, h) − log q(h | x)."""
         return self.log_p - self.log_q
 
+    @property
+    def score(self) -> Tensor:
+        """log q(h | x) of the rows of a minibatch, not scaled up: its gradient is the score of the draws.
+
+        A score times the log weight of all data is an unbiased gradient; scaled up too, it would count its rows twice.
+        """
+        return log_density([pair.guide for pair in self.pairs], self.frames, scaled=False)
+
     def total(self, bound: Tensor) -> Tensor:
         """The sum of a per-datum `bound`, shape (*plates), over the whole data."""
         return self.scale * bound.sum()
 
 
-def pair_log_weights(pairs: list[Pair], objective: Any, *, linear: bool) -> LogWeights:
+def pair_log_weights(pairs: list[Pair], objective: Any, *, linear: bool, minibatch: bool = False) -> LogWeights:
     """Computes the log weights of draws.
 
     Args:
         pairs: from `traced_pairs`.
         objective: the objective that uses them; its class is named in the error.
         linear: whether the objective is linear in the log weights, so that the joint weight of a minibatch is unbiased.
+        minibatch: whether the data are some rows of more.
 
     Raises:
-        ValueError: if the data are a minibatch and a latent is shared between data, unless `linear`.
+        ValueError: if the data are a minibatch, and a latent is shared between data or the likelihood is scaled up outside a
+            plate, unless `linear`.
     """
     frames = shared_frames(pairs[0])
-    scale = prod((frame.full_size or frame.size) / frame.size for frame in frames)
+    scale = _factor(frames)
     if not linear:
         _refuse_joint_minibatch(pairs[0], frames, objective)
+        if minibatch:
+            _refuse_own_scale(pairs[0], objective)
     return LogWeights(*_log_densities(pairs, frames, scale), scale, frames, pairs)
 
 
@@ -92,14 +107,20 @@ def shared_frames(pair: Pair) -> tuple[CondIndepStackFrame, ...]:
     return tuple(first[d] for d in dims)
 
 
-def log_density(traces: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...]) -> Tensor:
-    """The log densities of traces of K draws in all, shape (K, *plates), summed over sites and all other dimensions."""
-    parts = []
+def log_density(traces: list[poutine.Trace], frames: tuple[CondIndepStackFrame, ...], *, scaled: bool = True) -> Tensor:
+    """The log densities of traces of K draws in all, shape (K, *plates), summed over sites and all other dimensions.
+
+    Args:
+        traces: scored traces.
+        frames: the plates to keep.
+        scaled: whether to apply the scale and the mask of each site.
+    """
+    parts, density = [], "log_prob" if scaled else "unscaled_log_prob"
     for trace in traces:
         sites = _sites(trace)
         draws = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PLATE), None)
         keep = [d for d in (draws, *(f.dim for f in frames)) if d is not None]
-        total = sum((_summed(site["log_prob"], keep) for site in sites), start=torch.zeros(()))
+        total = sum((_summed(site[density], keep) for site in sites), start=torch.zeros(()))
         parts.append(total if draws is not None else total.unsqueeze(0))
     return torch.cat(parts)
 
@@ -125,6 +146,24 @@ def _refuse_joint_minibatch(pair: Pair, frames: tuple[CondIndepStackFrame, ...],
                         f"{type(objective).__name__} is not linear in log p(x | h), so a minibatch of the plate "
                         f"{frame.name!r} biases it where a latent is shared between data: use TraceELBO, or batch_size=None."
                     )
+
+
+def _refuse_own_scale(pair: Pair, objective: Any) -> None:
+    """The weight of a datum would be raised to the power of the scale."""
+    for name, site in pair.model.nodes.items():
+        if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("_deterministic"):
+            continue
+        plates = _factor(tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized))
+        if isinstance(site["scale"], Tensor) or abs(site["scale"] / plates - 1.0) > MAX_ROUNDING:
+            raise ValueError(
+                f"{type(objective).__name__} is not linear in log p(x | h), so scaling up the site {name!r} of a minibatch by "
+                "poutine.scale biases it: use TraceELBO, or pyro.plate(name, size, subsample=index), which scales each bound."
+            )
+
+
+def _factor(frames: tuple[CondIndepStackFrame, ...]) -> float:
+    """The factor by which plates scale up sums over their rows."""
+    return prod((frame.full_size or frame.size) / frame.size for frame in frames)
 
 
 def _summed(value: Tensor, keep: list[int]) -> Tensor:

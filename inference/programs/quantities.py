@@ -11,7 +11,9 @@ from torch import Tensor
 
 from models import Model
 
+from .arguments import checked
 from .bound import unwrap
+from .validation import naming
 
 __all__ = ["Scalars", "quantities", "scalars"]
 
@@ -27,8 +29,13 @@ class Scalars(NamedTuple):
     """Position of each scalar along the first dimension of its quantity; 0 for a quantity of shape ()."""
 
 
+@checked
 def scalars(values: Mapping[str, Tensor]) -> Scalars:
     """The table of K draws of quantities, each of shape (K, *shape)."""
+    if not values or any(value.dim() == 0 for value in values.values()):
+        raise ValueError("values must hold at least one quantity, each of shape (K, *shape).")
+    if len({len(value) for value in values.values()}) > 1:
+        raise ValueError(f"values must hold K draws of each quantity, but hold {[len(value) for value in values.values()]}.")
     names: list[str] = []
     datum: list[int] = []
     columns = []
@@ -41,7 +48,11 @@ def scalars(values: Mapping[str, Tensor]) -> Scalars:
     return Scalars(tuple(names), torch.cat(columns, -1), tuple(datum))
 
 
+@checked
 def quantities(model: Callable[..., Any], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The quantities of interest at draws of the latents: the model's `quantities`, or a plain model's latents."""
     own = unwrap(model)
-    return own.quantities(h) if isinstance(own, Model) else dict(h)
+    if not isinstance(own, Model):
+        return dict(h)
+    with naming("model's quantities", own, (dict(h),)):
+        return own.quantities(h)

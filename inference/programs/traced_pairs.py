@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -20,6 +21,7 @@ from guides import Defensive, Guide, Posterior, Prior
 from models import Model
 
 from .bound import unwrap
+from .masked_data import fill_hidden_data
 
 __all__ = [
     "PLATE",
@@ -30,7 +32,9 @@ __all__ = [
     "latents",
     "require_reparameterised",
     "rerun",
+    "runs_the_model",
     "structure",
+    "trace_pair",
     "traced_pairs",
 ]
 
@@ -44,6 +48,33 @@ class Pair(NamedTuple):
 
     guide: poutine.Trace
     model: poutine.Trace
+
+
+def trace_pair(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    """Runs the guide, and the model at its draws, as Pyro's `get_importance_trace` does; log densities are left to the caller.
+
+    Every function that runs a pair calls this one. A guide that runs the model itself is called alone: replaying the model
+    against its trace would count the data as draws of the guide. The plates' draws of row numbers are left out, and what a
+    mask hides of the data is filled in.
+
+    Reference: `pyro.infer.enum.get_importance_trace`, which also validates and scores both traces.
+    """
+    if runs_the_model(guide):
+        guide(*args, **kwargs)
+        model_trace, guide_trace = poutine.unwrap(unwrap(guide)).get_traces()
+        # The parameters of both were met in one run, and the guide needs those of the model.
+        guide_trace.nodes.update({n: site for n, site in model_trace.nodes.items() if site["type"] == "param"})
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    pair = Pair(prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace))
+    fill_hidden_data(pair.model)
+    return pair
+
+
+def runs_the_model(guide: Program) -> bool:
+    """Whether the guide is one of Pyro's effect-based guides (`AutoNormalMessenger`), which run the model that they hold."""
+    return isinstance(poutine.unwrap(unwrap(guide)), GuideMessenger)
 
 
 def traced_pairs(
@@ -78,14 +109,12 @@ def rerun(
     sites: dict[str, dict[str, Any]], model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Pair:
     """Runs the pair with the guide sites `sites` fixed to their values, inside the plate of draws if they were drawn in it."""
-    fixed = poutine.Trace()
-    for name, site in sites.items():
-        fixed.add_node(name, **site)
-    frame = next((f for site in latents(fixed).values() for f in site["cond_indep_stack"] if f.name == PLATE), None)
+    frame = next((f for site in sites.values() for f in site["cond_indep_stack"] if f.name == PLATE), None)
+    values = {name: site["value"] for name, site in sites.items()}
     with ExitStack() as stack:
         if frame is not None:
             stack.enter_context(pyro.plate(PLATE, frame.size, dim=frame.dim))
-        return _run(model, poutine.replay(guide, trace=fixed), args, kwargs)
+        return _run(model, _Fixed(values)(guide), args, kwargs)
 
 
 def latents(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
@@ -126,7 +155,7 @@ def structure(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dic
     known = _STRUCTURES.setdefault(guide, WeakKeyDictionary())
     if model not in known:
         with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            pair = _traced(model, guide, args, kwargs)
+            pair = trace_pair(model, guide, args, kwargs)
         sites = [s for trace in pair for s in trace.nodes.values() if s["type"] == "sample"]
         nesting = max((-f.dim for s in sites for f in s["cond_indep_stack"] if f.dim is not None), default=0)
         drawn = {**latents(pair.model), **latents(pair.guide)}
@@ -145,17 +174,24 @@ class _Hold(Messenger):
             msg["value"] = msg["value"].detach()
 
 
+class _Fixed(Messenger):
+    """Fixes draws to values. `poutine.replay` would replace the rest of a site too, where a guide that runs the model stores
+    the prior."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
 def _run(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-    pair = _traced(model, guide, args, kwargs)
+    pair = trace_pair(model, guide, args, kwargs)
     pair.guide.compute_score_parts()
     pair.model.compute_log_prob()
     return pair
-
-
-def _traced(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return Pair(prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace))
 
 
 def _vectorises(model: Program, guide: Program) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from ..programs.draws import draw_all
 from .base import Start
 
@@ -27,6 +28,7 @@ class FromGuide(Start):
     draws: int = 500
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draws < 2:
             raise ValueError(f"FromGuide: draws must be at least 2, but is {self.draws}.")
 

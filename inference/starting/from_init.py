@@ -12,6 +12,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from .base import Start
 
 __all__ = ["FromInit"]
@@ -27,6 +28,9 @@ class FromInit(Start):
     """
 
     function: Callable[[Any], Any] = init_to_sample
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def draw(self, model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
         with torch.no_grad(), poutine.block(), InitMessenger(self.function):

@@ -12,6 +12,7 @@ from torch import Tensor
 from guides import FullRank, Global
 
 from ..optimisers import Pathfinder, SolverTask
+from ..programs.arguments import check_fields
 from ..programs.draws import draw_all
 from .base import Start
 
@@ -35,6 +36,7 @@ class FromPathfinder(Start):
     draws: int = 500
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draws < 2:
             raise ValueError(f"FromPathfinder: draws must be at least 2, but is {self.draws}.")
         if self.steps < 1:

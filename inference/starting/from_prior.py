@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guides import Prior
 
+from ..programs.arguments import check_fields
 from ..programs.draws import draw_all
 from .base import Start
 
@@ -29,6 +30,7 @@ class FromPrior(Start):
     draws: int = 500
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draws < 2:
             raise ValueError(f"FromPrior: draws must be at least 2, but is {self.draws}.")
 

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from .base import Closing, Rule, Running, Stop, Watch
 
 __all__ = ["Converged"]
@@ -69,6 +70,7 @@ class Converged(Rule):
     most: int = 100_000
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.tolerance > 0:
             raise ValueError(f"Converged: tolerance must be positive, but is {self.tolerance}.")
         if not self.rhat > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..programs.arguments import check_fields
 from .base import Rule, Running, Stop, Watch
 
 __all__ = ["MaxSeconds"]
@@ -20,6 +21,7 @@ class MaxSeconds(Rule):
     seconds: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.seconds > 0:
             raise ValueError(f"MaxSeconds: seconds must be positive, but is {self.seconds}.")
 

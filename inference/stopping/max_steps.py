@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..programs.arguments import check_fields
 from .base import Rule, Running, Stop, Watch
 
 __all__ = ["MaxSteps", "taken"]
@@ -20,6 +21,7 @@ class MaxSteps(Rule):
     steps: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.steps < 1:
             raise ValueError(f"MaxSteps: steps must be at least 1, but is {self.steps}.")
 

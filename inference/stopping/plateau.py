@@ -8,6 +8,7 @@ from math import sqrt
 from scipy.stats import t as student
 from torch import Tensor
 
+from ..programs.arguments import check_fields
 from .base import Rule, Running, Stop, Watch
 
 __all__ = ["Plateau"]
@@ -50,6 +51,7 @@ class Plateau(Rule):
     least: int = 1000
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.tolerance > 0:
             raise ValueError(f"Plateau: tolerance must be positive, but is {self.tolerance}.")
         if not 0 < self.alarm < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..programs.arguments import check_fields
 from .base import Rule, Running, Stop, Watch
 
 __all__ = ["When"]
@@ -24,6 +25,7 @@ class When(Rule):
     every: int = 100
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.every < 1:
             raise ValueError(f"When: every must be at least 1, but is {self.every}.")
 

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from ..arguments import count, number
 from .base import Observation
 
 __all__ = ["DiscretisedLogistic"]
@@ -48,11 +49,8 @@ class DiscretisedLogistic(Observation):
 
     def __init__(self, levels: int = 256, *, scale: float = 0.1) -> None:
         super().__init__()
-        if levels < 2 or not scale > 0:
-            raise ValueError(
-                f"DiscretisedLogistic: levels must be at least 2 and scale positive, but are {levels} and {scale}."
-            )
-        self.levels = levels
+        self.levels = levels = count("DiscretisedLogistic: levels", levels, least=2)
+        scale = number("DiscretisedLogistic: scale", scale, above=0)
         self.support = _Levels(levels)
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 

@@ -10,6 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..arguments import flag, number
 from .base import Observation
 
 __all__ = ["Gaussian"]
@@ -27,10 +28,9 @@ class Gaussian(Observation):
 
     def __init__(self, scale: float = 1.0, *, learned: bool = True) -> None:
         super().__init__()
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"Gaussian: scale must be positive and finite, but is {scale}.")
+        scale = number("Gaussian: scale", scale, above=0)
         raw = torch.tensor(log(expm1(scale)) if scale < 20.0 else scale)
-        if learned:
+        if flag("Gaussian: learned", learned):
             self.raw_scale = nn.Parameter(raw)
         else:
             self.register_buffer("raw_scale", raw)

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..arguments import real
+from ..arguments import vector
 from .port import Port
 
 __all__ = ["GPRegression"]
@@ -33,7 +33,7 @@ class GPRegression(Port):
 
     def __init__(self, places: Tensor) -> None:
         super().__init__()
-        self.declare("places", real("places", places, tuple(places.shape)))
+        self.declare("places", vector("places", places, "N"))
 
     @classmethod
     def from_posteriordb(cls, data: Mapping[str, Any]) -> tuple[Self, Tensor]:

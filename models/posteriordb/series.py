@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..arguments import positive
+from ..arguments import count, positive
 from .flat import flat, flat_positive
 from .port import Port
 
@@ -51,7 +51,7 @@ class AutoRegression(_Series):
 
     def __init__(self, order: int = 5) -> None:
         super().__init__()
-        self.order = order
+        self.order = count("AutoRegression: order", order)
         self.register_buffer("scale", torch.tensor(10.0, dtype=torch.float64))
 
     @classmethod
