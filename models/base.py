@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .arguments import check_rows, count, matrix, seed_of
 from .datasets import Dataset
+from .naming import own_name, rename
 from .threads import one_thread
 
 __all__ = ["HierarchicalModel", "LocalModel", "Model", "RegressionModel", "Tractable"]
@@ -45,7 +47,15 @@ class Model(PyroModule, metaclass=_AbstractPyroModule):
     """Whether the prior is a normalised density. An improper prior has no evidence and cannot be simulated from."""
 
     def __init__(self) -> None:
-        super().__init__(name=type(self).__name__)
+        super().__init__(name=own_name(type(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that shares no parameters with this model in Pyro's param store."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        rename(new)
+        return new
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("_parameters", {}).get(name)

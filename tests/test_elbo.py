@@ -21,7 +21,7 @@ from pyro.infer.autoguide import (
 
 from guides import Delta, Global, Local, MeanField, Posterior, Prior
 from inference import analytic_elbo, elbo, fit
-from inference.programs.draws import draw_chunks
+from inference.programs.draws import draw_all, draw_chunks
 from inference.programs.isolation import isolated
 from models import GaussianMean, LocalGaussian, LocalModel
 
@@ -52,8 +52,9 @@ def test_agrees_with_the_closed_form(model_class, source, family):
 @pytest.mark.parametrize(
     "guide_class", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDelta, Prior]
 )
-def test_vectorised_draws_agree_with_single_ones(model_class, guide_class):
+def test_vectorised_draws_agree_with_single_ones(model_class, guide_class, monkeypatch):
     """Draws by an outer plate agree with draws by one call each, for every kind of guide that is vectorised."""
+    monkeypatch.setattr("inference.programs.draws.MIN_MAPPED", 100)
     model, x = demo(model_class)
     guide = guide_class(model)
     with isolated(0):
@@ -156,18 +157,25 @@ def test_reference_guides_are_scaled_in_minibatches(model_class, guide_class):
     torch.testing.assert_close(parts.mean(), log_q(None), atol=1e-10, rtol=0.0)
 
 
-def test_enumerated_latents_are_refused():
+def test_enumerated_latents_are_summed_out():
+    """Also where a latent that the guide draws depends on the enumerated one."""
+
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
             h = pyro.sample("h", dist.Normal(z, 1.0))
             pyro.sample("x", dist.Normal(h, 1.0), obs=x)
 
     x = torch.randn(5)
     guide = AutoNormal(poutine.block(model, hide=["z"]))
     done = fit(model, guide, x, steps=3, objective=TraceEnum_ELBO(max_plate_nesting=1))
-    with pytest.raises(ValueError, match="'z' is marked for enumeration"):
-        elbo(done.model, done.guide, x)
+    with isolated(0):
+        found = draw_all(done.model, done.guide, (x,), draws=20)
+    h = found.h["h"]
+    assert list(found.h) == ["h"]
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3])), dist.Normal(torch.tensor([0.0, 1.0]), 1.0))
+    expected = prior.log_prob(h) + dist.Normal(h, 1.0).log_prob(x)
+    torch.testing.assert_close((found.log_likelihood + found.log_prior).sum(-1), expected.sum(-1), rtol=1e-10, atol=1e-10)
 
 
 def test_seeds():

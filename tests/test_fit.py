@@ -321,21 +321,25 @@ class TestAnyPyroProgram:
 
     def test_goes_on_from_a_fit(self):
         first = fit(plain_model, plain_guide, self.x, steps=300, lr=0.05)
+        before = {name: value.clone() for name, value in first.params["params"].items()}
         second = fit(first.model, first.guide, self.x, steps=300, lr=0.01)
         assert second.nelbo[:50].mean() < first.nelbo[:50].mean() - 0.5
-        assert first.params["params"]["loc"] is second.params["params"]["loc"]
+        assert all(torch.equal(first.params["params"][name], before[name]) for name in before)
+        assert not any(torch.equal(second.params["params"][name], before[name]) for name in before)
 
-    def test_modules_come_back_as_they_are(self):
+    def test_modules_are_trained_in_place_and_come_back_as_copies(self):
         model, x = demo(LocalGaussian)
         guide = build(model, Local, MeanField, x)
         done = fit(model, guide, x, steps=3)
-        assert done.model is model
-        assert done.guide is guide
+        assert done.model is model  # has nothing to learn
+        assert torch.equal(done.guide.lam, guide.lam)
+        assert done.guide.lam is not guide.lam
         learned = FactorAnalysis(torch.nn.Parameter(torch.randn(2, 1).double()))
         guide = Amortized(learned, MeanField(), Linear())
         done = fit(learned, guide, x, steps=3)
-        assert done.model is learned
-        assert done.guide is guide
+        assert torch.equal(done.model.loading, learned.loading)
+        assert done.guide.model is done.model
+        assert elbo(learned, done.guide, x).value == elbo(done.model, guide, x).value
 
     def test_shapes_that_pyro_refuses_are_refused(self):
         def without_plate(x):

@@ -15,9 +15,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from guides import Global, Local, MeanField, Posterior
-from inference import analytic_elbo, fit, objectives
+from inference import analytic_elbo, fit, fit_many, objectives
 from inference.objectives import VIMCO, AnalyticELBO, Enumerated, ScoreFunction, TraceELBO
 from inference.programs.isolation import isolated
+from inference.programs.minibatch_check import check_minibatch_scale
 from models import GaussianMean, LocalModel, RegressionModel
 
 EXPORTS = [getattr(objectives, name) for name in objectives.__all__]
@@ -247,3 +248,137 @@ class Drawn(Messenger):
     def __init__(self, draw):
         super().__init__()
         self._pyro_sample = draw
+
+
+def scaled_by(model_scale, guide_scale=1.0):
+    """A pair of a shared and local latents whose log densities of the data are multiplied by powers of size / len(x)."""
+
+    def model(x, index=None, size=None):
+        g = pyro.sample("g", dist.Normal(0.0, 3.0))
+        with poutine.scale(scale=((size or len(x)) / len(x)) ** model_scale), pyro.plate("data", len(x)):
+            h = pyro.sample("h", dist.Normal(g, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    def guide(x, index=None, size=None):
+        table = pyro.param("table", lambda: torch.zeros(size or len(x)))
+        pyro.sample("g", dist.Normal(pyro.param("m", torch.tensor(0.1)), 0.5))
+        with poutine.scale(scale=((size or len(x)) / len(x)) ** guide_scale), pyro.plate("data", len(x)):
+            pyro.sample("h", dist.Normal(table if index is None else table[index], 0.7))
+
+    return model, guide
+
+
+def everything_scaled():
+    """The prior of the shared latent is scaled too."""
+    model, guide = scaled_by(0.0, 0.0)
+
+    def scaled(program):
+        def run(x, index=None, size=None):
+            with poutine.scale(scale=(size or len(x)) / len(x)):
+                program(x, index=index, size=size)
+
+        return run
+
+    return scaled(model), scaled(guide)
+
+
+def net_with(layer):
+    """A pair whose encoder normalises over the batch, or draws noise of its own."""
+    encoder = torch.nn.Sequential(torch.nn.Linear(1, 4), layer, torch.nn.Linear(4, 1))
+
+    def model(x, index=None, size=None):
+        with pyro.plate("data", size or len(x), subsample=index):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    def guide(x, index=None, size=None):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", size or len(x), subsample=index):
+            pyro.sample("h", dist.Normal(encoder(x.unsqueeze(-1)).squeeze(-1), 0.7))
+
+    return model, guide, encoder
+
+
+class TestMistakesAreCaught:
+    X = torch.linspace(-2.0, 5.0, 40)
+
+    def fit(self, pair, batch_size, **options):
+        return fit(pair[0], pair[1], self.X, steps=2, batch_size=batch_size, objective=TraceELBO(), **options)
+
+    @pytest.mark.parametrize("batch_size", [1, 5, 32])
+    @pytest.mark.parametrize(
+        ("pair", "role", "message"),
+        [
+            (lambda: scaled_by(0.0), "model", "ignore size"),
+            (lambda: scaled_by(2.0), "model", "scale twice"),
+            (lambda: scaled_by(1.0, 0.0), "guide", "ignore size"),
+            (lambda: scaled_by(1.0, 2.0), "guide", "scale twice"),
+            (everything_scaled, "guide", "that all data share"),
+        ],
+    )
+    def test_with_the_factor(self, pair, role, message, batch_size):
+        with pytest.raises(ValueError, match=f"the {role} does not scale minibatches") as error:
+            self.fit(pair(), batch_size)
+        count = min(40, 4 * batch_size)
+        if count % batch_size == 0:
+            share = batch_size / count
+            assert message in str(error.value)
+            factor = share if message == "ignore size" else 1 / share
+            assert f"is {factor:.3g} times" in str(error.value)
+
+    def test_in_many_fits_too(self):
+        pairs = [scaled_by(0.0), scaled_by(0.0)]
+        with pytest.raises(ValueError, match="the model does not scale minibatches"):
+            fit_many(pairs, self.X, seeds=[0, 1], steps=2, batch_size=5)
+
+    @pytest.mark.parametrize("batch_size", [1, 5, 32, 40])
+    @pytest.mark.parametrize(
+        "pair",
+        [
+            lambda: scaled_by(1.0),
+            lambda: net_with(torch.nn.BatchNorm1d(4)),
+            lambda: net_with(torch.nn.Dropout(0.5)),
+            lambda: net_with(torch.nn.LayerNorm(4)),
+        ],
+    )
+    def test_right_programs_pass(self, pair, batch_size):
+        pair = pair()
+        if len(pair) == 3 and batch_size in (1, 32):
+            pair[2].eval()  # Batch normalisation has no training step for a single row.
+        assert self.fit(pair, batch_size).steps == 2
+
+    def test_programs_made_for_their_data_pass_and_are_judged(self):
+        """They refuse to be called with fewer rows, but take them as a batch."""
+        model, guide = scaled_by(1.0)
+
+        def sized(program):
+            def run(x, index=None, size=None):
+                assert index is None or size == 40
+                if index is None and len(x) != 40:
+                    raise ValueError("made for 40 rows")
+                program(x, index=index, size=size)
+
+            return run
+
+        assert self.fit((sized(model), sized(guide)), 5).steps == 2
+        with pytest.raises(ValueError, match="the model does not scale"):
+            self.fit((sized(scaled_by(0.0)[0]), sized(guide)), 5)
+
+    @pytest.mark.parametrize(("model_class", "source", "family"), PAIRS)
+    def test_every_model_and_guide_passes(self, model_class, source, family):
+        model, x = demo(model_class)
+        guide = build(model, source, family, x)
+        for batch_size in (3, len(x)):
+            check_minibatch_scale(model, guide, (x,), batch_size)
+
+    def test_random_state_buffers_and_trajectory_stay_as_they_were(self, monkeypatch):
+        def losses():
+            torch.manual_seed(0)
+            model, guide, encoder = net_with(torch.nn.BatchNorm1d(4))
+            done = self.fit((model, guide), 8)
+            return done.nelbo, encoder[1].running_mean.clone()
+
+        checked = losses()
+        monkeypatch.setattr("inference.fitting.plan.check_minibatch_scale", lambda *args, **kwargs: None)
+        for found, expected in zip(losses(), checked, strict=True):
+            assert torch.equal(found, expected)

@@ -23,8 +23,6 @@ STEPS = 6
 FAULTS = {
     "tail_adaptive": "Pyro does not compute its loss and returns inf, which fit refuses",
     "wake_sleep": "its loss is a tuple",
-    "missing_data_masked": "NaN is refused though a mask hides it",
-    "missing_data_imputed": "NaN is refused though a mask hides it",
     "maximum_likelihood": "a model without a latent is refused",
     "latent_left_to_its_prior": "a guide that draws less than the model is refused",
     "empty_parameter": "the norm of an empty gradient raises",

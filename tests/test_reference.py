@@ -1,10 +1,13 @@
 """Long runs of NUTS: they agree with exact posteriors, are refused unless converged, and are kept on disk."""
 
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from unittest.mock import Mock
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from problems import demo
@@ -94,6 +97,157 @@ def test_the_cache_is_used_and_a_damaged_file_or_any_change_means_a_new_run(tmp_
     ):
         with pytest.raises(AssertionError, match="a new run"):
             change()
+
+
+X = torch.tensor([0.3, -0.2, 1.1, 0.4], dtype=torch.float64)
+PRIOR_MEAN = torch.tensor(0.0, dtype=torch.float64)
+SETTINGS = {"sd": 1.0}
+
+
+def plain(x, sd=1.0):
+    h = pyro.sample("h", dist.Normal(PRIOR_MEAN, SETTINGS["sd"]))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(h, sd), obs=x)
+
+
+class Holder(torch.nn.Module):
+    """A model with numbers where no parameter or buffer is."""
+
+    def __init__(self, sd, kept=None):
+        super().__init__()
+        self.options = {"sd": [sd]}
+        self.kept = kept
+
+    def forward(self, x):
+        plain(x, sd=self.options["sd"][0])
+
+
+def closed(sd):
+    return lambda x: plain(x, sd=sd)
+
+
+def numpys(sd):
+    noise = np.array([sd])
+    return lambda x: plain(x, sd=torch.from_numpy(noise))
+
+
+def by_default(sd):
+    def model(x, sd=sd):
+        plain(x, sd=sd)
+
+    return model
+
+
+def sites_named(name):
+    def model(x):
+        h = pyro.sample(name, dist.Normal(PRIOR_MEAN, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    return model
+
+
+class Counted:
+    """A model that counts its calls, and does something else in each."""
+
+    __name__ = "model"
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        plain(x, sd=1.0 + self.calls)
+
+
+def branching(x):
+    h = pyro.sample("h", dist.Normal(PRIOR_MEAN, 1.0))
+    pyro.sample("x", dist.Normal(h if h > 0 else -h, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+
+def noisy(x):
+    plain(x, sd=1.0 + torch.rand(()))
+
+
+SOURCES = [
+    closed,
+    numpys,
+    Holder,
+    pytest.param(by_default, marks=pytest.mark.slow),
+    pytest.param(lambda sd: partial(plain, sd=sd), id="partial", marks=pytest.mark.slow),
+]
+
+
+class TestTheCacheKnowsThePosterior:
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        """Runs a model and says whether the sampler was called."""
+        runs = []
+
+        def sampler(joint, length):
+            runs.append(joint)
+            return Chains(torch.randn(length.chains, length.draws, joint.dim, dtype=torch.float64), 0)
+
+        monkeypatch.setattr(module, "best_sampler", lambda: sampler)
+
+        def once(model, x=X):
+            before = len(runs)
+            reference(model, x, **SHORT, cache=tmp_path)
+            return len(runs) > before
+
+        return once
+
+    @pytest.mark.parametrize("make", SOURCES)
+    def test_a_number_wherever_it_is_kept(self, run, make):
+        assert run(make(1.5))
+        assert not run(make(1.5))
+        assert run(make(1.6))
+
+    def test_a_global_and_what_it_holds(self, run, monkeypatch):
+        assert run(plain)
+        assert not run(plain)
+        monkeypatch.setitem(SETTINGS, "sd", 2.0)
+        assert run(plain)
+        monkeypatch.setitem(globals(), "PRIOR_MEAN", PRIOR_MEAN + 1)
+        assert run(plain)
+
+    def test_data_of_another_shape_or_dtype(self, run):
+        assert run(lambda x: plain(x.reshape(-1)))
+        assert run(lambda x: plain(x.reshape(-1)), X.reshape(2, 2).mT.contiguous())
+        assert run(lambda x: plain(x.double()), X.float())
+        assert run(lambda x: plain(x.double()), X.float().double())
+        zeros = torch.zeros(2, dtype=torch.float64)
+        assert run(plain, zeros)
+        assert run(plain, torch.zeros(4, dtype=torch.float64))
+
+    def test_names_of_sites_and_quantities(self, run):
+        assert run(sites_named("a"))
+        assert run(sites_named("b"))
+
+        class Doubled(LinearRegression):
+            def quantities(self, h):
+                return {"h": 2 * h["h"]}
+
+        class Renamed(LinearRegression):
+            def quantities(self, h):
+                return {"weights": h["h"]}
+
+        x = demo(LinearRegression)[1]
+        for model_class in (LinearRegression, Doubled, Renamed):
+            model_class.__name__ = "Model"
+            try:
+                assert run(demo(model_class)[0], x)
+            finally:
+                LinearRegression.__name__ = "LinearRegression"
+
+    @pytest.mark.parametrize(
+        ("model", "reason"), [(Counted(), "differs from call"), (branching, "recorded"), (noisy, "random numbers")]
+    )
+    def test_what_is_no_fixed_sequence_of_operations_is_not_kept(self, run, model, reason, tmp_path):
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=f"is used and this one is not kept, because .*{reason}"):
+                assert run(model)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

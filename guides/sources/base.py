@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..arguments import program
 from ..families import Family, FullRank
 from ..latents import Latents
+from ..naming import own_name, rename
 
 __all__ = ["Guide", "ModelGuide"]
 
@@ -34,7 +35,7 @@ class ModelGuide(PyroModule):
 
     def __init__(self, model: Callable[..., Any]) -> None:
         program(f"{type(self).__name__}: model", model)
-        super().__init__(name=type(self).__name__)
+        super().__init__(name=own_name(type(self)))
         # A tuple hides the model from torch, which would register it as a submodule.
         self._model = (model,)
 
@@ -193,6 +194,7 @@ class Guide(ModelGuide, metaclass=_AbstractPyroModule):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        rename(new)
         return new
 
     def _check_plate(self) -> None:

@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ..arguments import number
+from ..naming import own_name
 from .global_ import Global
 
 __all__ = ["Defensive"]
@@ -41,7 +42,7 @@ class Defensive(PyroModule):
     """
 
     def __init__(self, guide: Global, *, share: float = 0.25) -> None:
-        super().__init__(name=type(self).__name__)
+        super().__init__(name=own_name(type(self)))
         if not isinstance(guide, Global):
             raise TypeError(f"Defensive takes a Global guide, with one q over all latents, but got {guide!r}.")
         share = number("Defensive: share", share, above=0, below=1)

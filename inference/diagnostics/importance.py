@@ -134,7 +134,7 @@ def importance(
     check_count(least=MIN_DRAWS, draws=draws)
     check_data(model, args)
     with isolated(seed), torch.no_grad():
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         found = draw_all(model, guide, args, draws=draws)
     log_weights = (found.log_likelihood + found.log_prior - found.log_q).double()
     if not log_weights.isfinite().all():

@@ -79,7 +79,7 @@ def elbo(
     check_count(draws=draws, least=2)
     check_data(model, args)
     with isolated(seed):
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         total, per_datum = _RunningTerms(), _RunningTerms()
         for chunk in draw_chunks(model, guide, args, draws=draws):
             total.add(chunk.total)

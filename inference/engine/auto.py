@@ -12,8 +12,7 @@ from subprocess import CalledProcessError
 from torch import Tensor
 
 from .compiled import CompiledLoop
-from .errors import HiddenStateError, MappingError, OtherDrawsError
-from .graphs.hidden_state import memory
+from .errors import MappingError
 from .graphs.threads import MIN_SHARED_WORK
 from .inductor import cache
 from .inductor.background import Background
@@ -40,9 +39,10 @@ MIN_TIMED = 4
 class Automatic(Strategy):
     """Captures and compiles if the fit is over sooner by it."""
 
-    # Pyro is right about a program that seeds torch's generator, such as SemiAmortized. Fits that cannot share a loop are
-    # run by Auto one by one. Neither asks anything of the user.
-    silent = (HiddenStateError, MappingError, OtherDrawsError)
+    # Fits that cannot share a loop are run by Auto one by one: no fit runs by Pyro for it.
+    silent = (MappingError,)
+    # The first step makes what programs keep from then on.
+    first_watched = 1
     max_mapped_work = MIN_SHARED_WORK
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -55,25 +55,18 @@ class Automatic(Strategy):
         self._blocks = 0
         self._nickname = ""
         self._known = False
-        self._remembers = False
         self._wanted: tuple[Path, list[Tensor], int] | None = None
         """Place on disk, example of the inputs and threads of a loop to compile."""
         self._building: Background | None = None
 
-    def by_pyro(self, taken: int, step: Callable[[], Tensor]) -> Tensor:
-        """Takes a step, times it, and finds out at the second whether the programs keep state between calls."""
-        problem = self.members[0].problem
-        watched = (problem.model, problem.guide, problem.objective, problem.batches.transform) if taken == 1 else ()
-        before, begin = self._memory(watched), time.perf_counter()
-        losses = step()
+    def by_pyro(self, taken: int, step: Callable[[], None]) -> None:
+        """Takes a step and times it."""
+        begin = time.perf_counter()
+        step()
         if taken >= 2:
             self._pyro_best = min(self._pyro_best, time.perf_counter() - begin)
-        self._remembers = self._remembers or self._memory(watched) != before
-        return losses
 
     def captures(self, taken: int) -> bool:
-        if self._remembers:
-            raise HiddenStateError("it keeps state between calls")
         if taken < MIN_TIMED:
             return False
         if not self._nickname:
@@ -126,12 +119,6 @@ class Automatic(Strategy):
         steps = self.members[0].problem.steps
         return time.perf_counter() - self._began if steps is None else step * (steps - taken)
 
-    def _memory(self, watched: Sequence[Callable[..., object] | None]) -> list[object]:
-        if not watched:
-            return []
-        with self.members[0].entered():
-            return memory(*watched, learned=self.members[0].problem.parameters)
-
 
 class Auto(CompiledLoop):
     """Begins by Pyro, and changes to captured and compiled code where the fit is over sooner by it.
@@ -143,8 +130,8 @@ class Auto(CompiledLoop):
     again as it has. Compiled code that is slower than Pyro, as may happen where large products of matrices take the time, is
     given up. All engines take the same trajectory, so the moment of a change affects only time and rounding.
 
-    A program that keeps state between calls, such as a count of its calls or running moments, runs by Pyro throughout,
-    without a warning; so does a program that seeds torch's generator.
+    A program that keeps state between calls, such as a count of its calls or running moments, runs by Pyro throughout; so
+    does a program that seeds torch's generator. A warning says so if the step would have been captured.
 
     Args:
         problem: the fit.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.optim import Optimizer
 
 from .minibatches import Batch
 from .nonfinite import NonFiniteLossError, explain
 from .problem import Problem
 from .strategy import Strategy
 
-__all__ = ["Engine", "StepwiseEngine"]
+__all__ = ["Engine", "StepwiseEngine", "join"]
 
 
 class Engine(ABC):
@@ -36,8 +38,16 @@ class Engine(ABC):
         self.taken = 0
 
     @abstractmethod
-    def advance(self, steps: int) -> Tensor:
-        """Takes `steps` steps and returns the loss before each, shape (steps,).
+    def advance(self, steps: int, *, confirm: bool = False) -> Tensor:
+        """Takes `steps` steps.
+
+        Args:
+            steps: how many.
+            confirm: whether the fit is looked at afterwards: then the last steps are compared with Pyro's.
+
+        Returns:
+            The losses of the last steps, one for each of the new ones. If a comparison with Pyro fails, the steps since the
+            last one that held are taken again by Pyro, and their losses come before those of the new steps.
 
         Raises:
             NonFiniteLossError: at the first loss or gradient that is not finite; the parameters are as they were before
@@ -45,10 +55,22 @@ class Engine(ABC):
         """
 
 
+def join(optimiser: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Gives the optimiser the parameters that it does not have yet: with settings of their own, if it says which."""
+    known = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    for parameter in parameters:
+        if id(parameter) in known:
+            continue
+        if hasattr(optimiser, "settings_of"):
+            optimiser.add_param_group({"params": [parameter], **optimiser.settings_of(parameter)})
+        else:
+            optimiser.param_groups[0]["params"].append(parameter)
+
+
 class StepwiseEngine(Engine):
     """Computes loss and gradients step by step, and leaves the update to the torch optimiser."""
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int, *, confirm: bool = False) -> Tensor:
         return torch.tensor([self._take(next(self.problem.batches)) for _ in range(steps)], dtype=torch.float64)
 
     @abstractmethod
@@ -66,8 +88,7 @@ class StepwiseEngine(Engine):
         if not (isfinite(loss) and self._finite_gradients()):
             self._forget_gradients()
             raise explain(problem.model, problem.guide, batch, problem.rows, step=self.taken, loss=loss, rng=rng)
-        group = problem.optimiser.param_groups[0]["params"]
-        group.extend(problem.parameters[len(group) :])
+        join(problem.optimiser, problem.parameters)
         problem.rows.load(problem.optimiser, batch.epoch)
         problem.optimiser.step()
         problem.rows.store(problem.optimiser)
@@ -83,5 +104,5 @@ class StepwiseEngine(Engine):
             parameter.grad = None
 
     def _finite_gradients(self) -> bool:
-        gradients = [p.grad for p in self.problem.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.problem.parameters if p.grad is not None and p.grad.numel()]
         return bool(torch.nn.utils.get_total_norm(gradients, inf).isfinite())

@@ -62,8 +62,8 @@ class CompiledLoop(Engine):
         super().__init__(problem)
         self.fits = SimultaneousFits([(None, problem)], type(self))
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int, *, confirm: bool = False) -> Tensor:
         self.fits.taken = self.taken
-        losses = self.fits.advance(steps)[:, 0]
+        losses = self.fits.advance(steps, confirm=confirm)[:, 0]
         self.taken = self.fits.taken
         return losses

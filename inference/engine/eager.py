@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import nan
 
 from pyro import poutine
 from torch import Tensor
@@ -14,7 +15,13 @@ __all__ = ["Eager"]
 
 
 class Eager(StepwiseEngine):
-    """Runs guide and model under Pyro's handlers at each step. Works for every program; takes about a millisecond a step."""
+    """Runs guide and model under Pyro's handlers at each step. Works for every program; takes about a millisecond a step.
+
+    Attributes:
+        last_loss: the loss of the last step.
+    """
+
+    last_loss = nan
 
     def step(self, batch: Batch) -> float:
         problem = self.problem
@@ -27,6 +34,7 @@ class Eager(StepwiseEngine):
                     surrogate.backward()
                 loss = float(value.detach())
         adopt(used.trace, problem.parameters, problem.rows.leaves)
+        self.last_loss = loss
         return loss
 
 

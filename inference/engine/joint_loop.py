@@ -14,7 +14,9 @@ from .graphs.capture import capture
 from .graphs.loop_body import Loop, loop
 from .graphs.noise import Noise
 from .graphs.optimiser_step import require_plain, updated
+from .graphs.sources import sources_forgotten
 from .graphs.threads import fewest_for, fixed_threads, work
+from .graphs.value_sizes import sized_by_values
 from .graphs.vmapped import Layout, fits_along, map_over_fits
 from .inductor.build import RunLoop
 from .problem import Member
@@ -124,7 +126,8 @@ def capture_loop(members: Sequence[Member], *, max_mapped_work: float = inf) -> 
         rows = None if index is None else torch.stack([index] * len(members), layout.along)
         step, noise = map_over_fits(step, state, data, rows, layout)
         by_step = (0 if index is None else 1) + (0 if noise is None else len(noise.packing.groups))
-    body = loop(step, state, len(data) + by_step, by_step=by_step)
+    with sources_forgotten():
+        body = loop(step, state, len(data) + by_step, by_step=by_step)
     length = min(MAX_STEPS, MAX_LOSSES // len(members))
     if noise is not None:
         length = min(length, MAX_NOISE // (len(members) * noise.numbers))
@@ -150,7 +153,13 @@ def _captured_step(member: Member, data: Sequence[Tensor], index: Tensor | None)
         return [value.detach(), *updated(problem.optimiser, parameters, gradients, remembered, rate)]
 
     with member.entered():
-        return capture(step, parameters, [*remembered, rate, *data, *([] if index is None else [index])])
+        args = [*remembered, rate, *data, *([] if index is None else [index])]
+        found = capture(step, parameters, args, fixed=data)
+    if (node := sized_by_values(found.graph)) is not None:
+        raise LoopError(
+            f"the size of a tensor depends on the data, by {node.target}, so that compiled code fits these data only"
+        )
+    return found
 
 
 def _differs_by_fit(member: Member) -> list[bool]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["LocalRows"]
+__all__ = ["LocalRows", "RowsPlace"]
+
+
+class RowsPlace(NamedTuple):
+    """Copies of local tables and of the optimiser's state of their rows."""
+
+    epoch: int
+    tables: dict[Tensor, Tensor]
+    handed_out: dict[Tensor, Tensor]
+    state: dict[Tensor, dict[str, Tensor]]
+    scalars: dict[Tensor, dict[str, Any]]
 
 
 class LocalRows(Messenger):
@@ -79,6 +90,19 @@ class LocalRows(Messenger):
                         full[key] = value.new_zeros(table.shape)
                     full[key][index] = value
 
+    @property
+    def place(self) -> RowsPlace:
+        """Copies of the tables and of the state of their rows. It can be set."""
+        tables = {table: table.detach().clone() for table in self.leaves}
+        return RowsPlace(self._epoch, tables, dict(self._index), _copies(self._state), _copies(self._scalars))
+
+    @place.setter
+    def place(self, place: RowsPlace) -> None:
+        for table, values in place.tables.items():
+            table.data.copy_(values)
+        self._epoch, self._index = place.epoch, dict(place.handed_out)
+        self._state, self._scalars = _copies(place.state), _copies(place.scalars)
+
     def _read_scalars(self, optimiser: torch.optim.Optimizer, leaf: Tensor) -> dict[str, Any]:
         return {key: _copy(value) for key, value in optimiser.state[leaf].items() if not _is_rowwise(value)}
 
@@ -89,3 +113,7 @@ def _is_rowwise(value: Any) -> bool:
 
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _copies(states: Mapping[Tensor, Mapping[str, Any]]) -> dict[Tensor, dict[str, Any]]:
+    return {table: {key: _copy(value) for key, value in state.items()} for table, state in states.items()}

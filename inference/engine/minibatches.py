@@ -31,12 +31,18 @@ class Batches(Iterator[Batch]):
         args: the data; row i of every tensor belongs to datum i.
         batch_size: rows in a batch.
         transform: applied to the rows of x, the first argument, of each batch.
+        kwargs: keyword arguments of each call, the same for all batches.
     """
 
     def __init__(
-        self, args: tuple[Any, ...], batch_size: int | None, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        args: tuple[Any, ...],
+        batch_size: int | None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.args = args
+        self.kwargs = dict(kwargs or {})
         self.batch_size = batch_size
         self.transform = transform
         self.epoch = -1
@@ -80,9 +86,9 @@ class Batches(Iterator[Batch]):
         if not self.args:
             return Batch((), {})
         if index is None:
-            return Batch((self._transformed(self.args[0]), *self.args[1:]), {})
+            return Batch((*map(self._transformed, self.args[:1]), *self.args[1:]), self.kwargs)
         x, *others = (value[index] for value in self.args)
-        return Batch((self._transformed(x), *others), {"index": index, "size": len(self.args[0])}, self.epoch)
+        return Batch((self._transformed(x), *others), {**self.kwargs, "index": index, "size": len(self.args[0])}, self.epoch)
 
     def _transformed(self, x: Any) -> Any:
         if self.transform is None:

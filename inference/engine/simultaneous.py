@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -13,32 +14,36 @@ from torch import Tensor
 
 from ..programs.isolation import Scope
 from .base import Engine
-from .comparison import PyroSteps
+from .comparison import EarlyStep, PyroSteps, require_equal_losses
 from .eager import Eager
 from .errors import CaptureError, DifferenceError, LoopError, MappingError
 from .graph import Graph
 from .graphs.optimiser_step import settings_of
 from .graphs.planned_rates import SchedulePlace, rates
 from .joint_loop import JointLoop, capture_loop
+from .losses import Losses
 from .problem import Member, Problem
+from .random_steps import RandomSteps
 from .snapshot import Snapshot
+from .state_watch import StateWatch
 from .strategy import Strategy
 
 __all__ = ["SimultaneousFits"]
 
-COMPARISON_BASE = 4
-"""The loop is compared with Pyro before it is used, and at the powers of this step."""
-MAX_COMPARED = 3
-"""Steps of one comparison. More than one, to cover what a step hands on to the next."""
+MAX_FIRST_COMPARED = 3
+"""Steps of the comparison before a loop is used. More than one, to cover what a step hands on to the next."""
+MAX_COMPARED = 2
+"""Steps of a later comparison."""
 
 
 class SimultaneousFits:
     """Takes the steps of n ≥ 1 fits of the same programs in one loop.
 
     The first step is Pyro's; it gives the optimisers their state. Once the strategy says so, the step is captured and runs in
-    a loop, block by block. The loop repeats a few of Pyro's steps before it is used, and at steps 4, 16, 64, …; at these,
-    Pyro's results are kept. A block with a number that is not finite is taken back and taken again by `Graph`, which names
-    the step. Where the loop cannot be used, the fits give way to slower engines, with one warning that says why.
+    a loop, block by block. The loop repeats a few of Pyro's steps before it is used, at steps drawn at random (`RandomSteps`),
+    and before the fit is looked at; at these, Pyro's results are kept. If they differ, the fits go back to the last
+    comparison that held, and slower engines take the steps since then again, with one warning that says why. A block with a
+    number that is not finite is taken back, compared, and taken again by `Graph`, which names the step.
 
     The step of several fits is the captured step of one, mapped over all. Each fit draws minibatches and noise from its own
     generator, in its own order, and so takes the trajectory of `Eager`, to rounding. Fits whose step cannot be mapped, or that
@@ -63,60 +68,120 @@ class SimultaneousFits:
         self._kind = kind
         self._strategy = (kind.strategy or Strategy)(self.members)
         self._eager = [Eager(member.problem) for member in self.members]
-        self._graph = [Graph(member.problem) for member in self.members]
+        self._graph = [Graph(member.problem, watched=False) for member in self.members]
         self._loop: JointLoop | None = None
         self._settings: dict[str, Any] = {}
-        self._due = 1
-        self._last_comparison = 0
+        self._watch = StateWatch(self.members)
+        self._early: list[EarlyStep] = []
+        self._random_steps = RandomSteps(zlib.crc32(torch.get_rng_state().numpy().tobytes()))
+        self._due, self._compared_steps = 0, MAX_FIRST_COMPARED
+        self._held: list[Snapshot] | None = None
+        """The state at the last comparison that held; None if nothing was captured since."""
+        self._held_at = 0
+        self._losses = [Losses() for _ in fits]
+        self._changed_from = 0
+        self._ends = False
+        """Whether Pyro goes on after the next comparison."""
         first = self.members[0]
         if kind.strategy is None or (len(fits) == 1 and first.scope is not None):
             self.instead = [kind(member.problem) for member in self.members]
         elif hasattr(first.problem.objective, "loss_and_grads"):
             self.instead = self._eager
 
-    def advance(self, steps: int) -> Tensor:
-        """Takes `steps` steps of each fit and returns the loss before each, shape (steps, fits).
+    def advance(self, steps: int, *, confirm: bool = False) -> Tensor:
+        """Takes `steps` steps of each fit.
+
+        Args:
+            steps: how many.
+            confirm: as for `Engine.advance`.
+
+        Returns:
+            Losses as `Engine.advance` returns them, shape (at least steps, fits).
 
         Raises:
             NonFiniteLossError: as `Engine.advance`, for the first fit that meets such a number.
         """
-        blocks = []
-        while steps:
-            blocks.append(self._block(steps))
-            steps -= len(blocks[-1])
-        return torch.cat(blocks)
+        self._changed_from, end = self.taken, self.taken + steps
+        while self.taken < end:
+            self._block(end - self.taken, confirm)
+        found = torch.stack([losses.since(self._changed_from) for losses in self._losses], 1)
+        if confirm:
+            # Whoever looks at the fit may change it: it does not go back behind that.
+            self._held = None
+            for losses in self._losses:
+                losses.clear()
+        return found
 
-    def _block(self, limit: int) -> Tensor:
+    def _block(self, limit: int, confirm: bool) -> None:
         """Takes at least one and at most `limit` steps."""
         if self.instead is not None:
-            return self._by(self.instead, limit)
+            self._by(self.instead, limit, confirm=confirm)
+            return
         try:
             if self.taken and (self._loop is not None or self._strategy.captures(self.taken)):
-                return self._by_loop(limit)
+                self._by_loop(limit, confirm)
+                return
         except (CaptureError, LoopError) as error:
-            self._give_way(error)
-            return self._block(limit)
-        return self._strategy.by_pyro(self.taken, lambda: self._by(self._eager, 1))
+            again = self._go_back()
+            self._give_way(error, again)
+            if again:
+                self._by(self.instead or self._eager, again)
+            return
+        self._strategy.by_pyro(self.taken, self._by_pyro)
 
-    def _by(self, engines: Sequence[Engine], steps: int) -> Tensor:
+    def _by_pyro(self) -> None:
+        """Takes a step by Pyro. The first ones are watched for state that the programs keep."""
+        with ExitStack() as stack:
+            if self.taken >= self._strategy.first_watched:
+                stack.enter_context(self._watch.step())
+            stack.enter_context(self._first_recorded())
+            self._by(self._eager, 1)
+
+    def _first_recorded(self) -> AbstractContextManager[Any]:
+        """Records the next step by Pyro, if it is the first after step 0, to take it again later."""
+        stack = ExitStack()
+        if self.taken and not self._early:
+            number = self.taken
+            self._early = [EarlyStep(*fit, number) for fit in zip(self.members, self._eager, strict=True)]
+            for early in self._early:
+                stack.enter_context(early.recorded())
+        return stack
+
+    def _by(self, engines: Sequence[Engine], steps: int, *, confirm: bool = False) -> None:
         """Takes `steps` steps by other engines."""
         losses = []
         for member, engine in zip(self.members, engines, strict=True):
             with member.entered():
                 engine.taken = self.taken
-                losses.append(engine.advance(steps))
-        self.taken += steps
-        return torch.stack(losses, 1)
+                losses.append(engine.advance(steps, confirm=confirm))
+        self._add(steps, losses)
 
-    def _by_loop(self, limit: int) -> Tensor:
-        """Takes a block of steps in the loop, which is captured if there is none; the fits are unchanged if that fails."""
+    def _add(self, steps: int, losses: Sequence[Tensor]) -> None:
+        """Counts `steps` new steps, and records losses as `Engine.advance` returns them."""
+        self.taken += steps
+        for own, block in zip(self._losses, losses, strict=True):
+            own.add(self.taken, block)
+            self._changed_from = min(self._changed_from, self.taken - len(block))
+
+    def _by_loop(self, limit: int, confirm: bool) -> None:
+        """Takes a block of steps in the loop, which is captured if there is none."""
         if self.members[0].problem.rows.leaves:
             # The optimiser's state of a local table is gathered for each batch, which a loop does not do.
+            self._watch.check()
             self.instead = self._graph
-            return self._by(self._graph, limit)
-        begin, compares, known = time.perf_counter(), self.taken >= self._due, self._loop
-        before = [Snapshot.of(member, values=compares) for member in self.members]
-        length = MAX_COMPARED if compares or known is None else min(known.length, self._due - self.taken)
+            self._by(self._graph, limit, confirm=confirm)
+            return
+        known = self._loop
+        compares = known is None or self.taken >= self._due or (confirm and limit <= MAX_COMPARED)
+        if compares:
+            self._require_stateless()
+        begin = time.perf_counter()
+        before = [Snapshot.of(member, values=compares or self._held is None) for member in self.members]
+        if self._held is None:
+            self._held, self._held_at = before, self.taken
+        length = self._compared_steps
+        if known is not None and not compares:
+            length = min(known.length, self._due - self.taken, limit - MAX_COMPARED * confirm)
         count = int(min(limit, length, self._strategy.max_block))
         try:
             indices = self._indices(count)
@@ -124,7 +189,8 @@ class SimultaneousFits:
                 count = len(indices[0])
                 if len(indices[0][0]) != self.members[0].problem.batches.batch_size:
                     self._restore(before)
-                    return self._by(self._graph, count)
+                    self._by_graph(count, confirm=compares)
+                    return
             if self._loop is None:
                 self._loop = self._prepare()
             planned = rates(self.members[0].problem, count, self._settings)
@@ -133,14 +199,37 @@ class SimultaneousFits:
             self._restore(before)
             raise
         if compares:
-            return self._compared(before, planned, losses, packed)
-        if not all(bool(values.isfinite().all()) for values in (losses, *packed)):
+            self._compare(before, planned, losses, packed)
+        elif all(bool(values.isfinite().all()) for values in (losses, *packed)):
+            self._write(packed)
+            self._add(count, losses.unbind(1))
+            self._change(self._loop, (time.perf_counter() - begin) / count)
+        else:
             self._restore(before)
-            return self._by(self._graph, count)
-        self._write(packed)
-        self.taken += count
-        self._change(self._loop, (time.perf_counter() - begin) / count)
-        return losses
+            self._not_finite(count)
+
+    def _not_finite(self, steps: int) -> None:
+        """Lets `Graph` name the step that is not finite, once Pyro has agreed that the fit came here."""
+        if self._held_at < self.taken:
+            self._due = self.taken
+        else:
+            self._by_graph(steps, confirm=False)
+
+    def _by_graph(self, steps: int, *, confirm: bool) -> None:
+        """Takes steps that the loop cannot take, as a part of what is compared."""
+        losses = []
+        for member, graph in zip(self.members, self._graph, strict=True):
+            with member.entered():
+                graph.taken = self.taken
+                losses.append(graph.provisional(steps, confirm=confirm))
+        self._add(steps, losses)
+
+    def _require_stateless(self) -> None:
+        """Raises a HiddenStateError if the programs keep state between calls, a LoopError if the optimiser does."""
+        if self._loop is None:
+            self._watch.check()
+        for early in self._early:
+            early.require_same()
 
     def _indices(self, count: int) -> list[list[Tensor]]:
         """The row numbers of each fit's next minibatches; empty if the fits have none."""
@@ -176,42 +265,59 @@ class SimultaneousFits:
         """Lets the strategy change the code, or go back to Pyro, after a block that took so many seconds a step."""
         changed = self._strategy.changed(loop, self.taken, seconds)
         if changed is None:
-            self.instead = self._eager
+            # What the loop has done so far is compared before Pyro goes on.
+            self._due, self._ends = self.taken, True
         elif changed is not loop:
             self._loop = changed
             if changed.run is not loop.run:
-                self._due = self.taken
+                self._due, self._compared_steps = self.taken, MAX_FIRST_COMPARED
 
-    def _compared(self, before: Sequence[Snapshot], planned: list[float], losses: Tensor, packed: Sequence[Tensor]) -> Tensor:
-        """Takes again by Pyro the steps that the loop took from `before` on, and gives way if the results differ."""
+    def _compare(self, before: Sequence[Snapshot], planned: list[float], losses: Tensor, packed: Sequence[Tensor]) -> None:
+        """Takes by Pyro the steps that the loop took from `before` on. Raises a CaptureError if the results differ."""
         assert self._loop is not None
-        loop, begun, last = self._loop, self.taken, self._last_comparison
+        loop, begun = self._loop, self.taken
         after = [member.random_state["torch"] for member in self.members]
         self._restore(before)
-        unchecked = f"; steps {last} to {begun - 1} were not compared" if last else ""
-        when = f"in steps {begun} to {begun + len(planned) - 1}{unchecked}"
+        when = f"in steps {begun} to {begun + len(planned) - 1}"
         by_pyro = [PyroSteps(*fit, planned, when) for fit in zip(self.members, before, strict=True)]
         with ExitStack() as stack:
+            stack.enter_context(self._first_recorded())
             for steps in by_pyro:
                 stack.enter_context(steps.recorded())
-            expected = self._by(self._eager, len(planned))
-        self._last_comparison, self._due = self.taken, COMPARISON_BASE
-        while self._due <= self.taken:
-            self._due *= COMPARISON_BASE
+            self._by(self._eager, len(planned))
+        expected = torch.stack([own.since(begun) for own in self._losses], 1)
         states = loop.split(packed, len(self.members))
-        if [[v.shape for v in state] for state in states] != [[v.shape for v in m.values()] for m in self.members]:
-            # Pyro's steps met new parameters: the step is captured with them.
-            self._loop, self._due = None, self.taken
-            return expected
         rounded = losses.to(loop.body.coarsest(loop.data))
         try:
-            for k, steps in enumerate(by_pyro):
-                steps.require_equal(after[k], rounded[:, k], expected[:, k], states[k])
+            if [[v.shape for v in state] for state in states] != [[v.shape for v in m.values()] for m in self.members]:
+                # Pyro's steps met new parameters: the step is captured with them.
+                require_equal_losses(rounded[:1], expected[:1], when)
+                self._loop = None
+            else:
+                for k, steps in enumerate(by_pyro):
+                    steps.require_equal(after[k], rounded[:, k], expected[:, k], states[k])
         except CaptureError as error:
-            self._give_way(error)
-        return expected
+            if self._held_at < begun:
+                raise
+            self._give_way(error, 0)
+            return
+        self._held, self._compared_steps = None, MAX_COMPARED
+        self._due = self._random_steps.after(self.taken)
+        if self._ends:
+            self.instead = self._eager
 
-    def _give_way(self, error: CaptureError | LoopError) -> None:
+    def _go_back(self) -> int:
+        """Returns the fits to the last comparison that held. Returns the number of steps to take again."""
+        if self._held is None:
+            return 0
+        again = self.taken - self._held_at
+        if again:
+            self._restore(self._held)
+            self.taken = self._held_at
+        self._held = None
+        return again
+
+    def _give_way(self, error: CaptureError | LoopError, again: int) -> None:
         """Leaves the fits to slower engines from here on, with a warning unless the strategy is silent about the reason."""
         several = len(self.members) > 1
         if several and isinstance(error, MappingError | DifferenceError):
@@ -223,4 +329,5 @@ class SimultaneousFits:
         if not isinstance(error, self._strategy.silent):
             who = "the fits run" if several else "the fit runs"
             what = "the captured step cannot be used: " if isinstance(error, CaptureError) else ""
-            warnings.warn(f"{who} {how} from step {self.taken} on, since {what}{error}", stacklevel=5)
+            redone = f"; the {again} steps since the last comparison that held are taken again" if again else ""
+            warnings.warn(f"{who} {how} from step {self.taken} on, since {what}{error}{redone}", stacklevel=5)

@@ -24,26 +24,24 @@ class Strategy:
         silent: reasons for giving way to another engine that are not worth a warning.
         max_mapped_work: the largest number of operations of a step that is mapped over several fits.
         max_block: the largest number of steps until `changed` is asked again.
+        first_watched: the first of Pyro's steps that are watched for hidden state.
     """
 
     silent: ClassVar[tuple[type[Exception], ...]] = ()
     max_mapped_work: ClassVar[float] = inf
     max_block: float = inf
+    first_watched: ClassVar[int] = 0
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = members
 
-    def by_pyro(self, taken: int, step: Callable[[], Tensor]) -> Tensor:
+    def by_pyro(self, taken: int, step: Callable[[], None]) -> None:
         """Takes step number `taken` by Pyro."""
-        return step()
+        step()
 
     def captures(self, taken: int) -> bool:
-        """Whether to capture the step now, after `taken` steps.
-
-        Raises:
-            HiddenStateError: if the programs keep state between calls.
-        """
-        return True
+        """Whether to capture the step now, after `taken` steps. A first batch was transformed before its step."""
+        return taken > (self.members[0].problem.batches.transform is not None)
 
     def prepared(self, loop: JointLoop, example: list[Tensor]) -> JointLoop:
         """The loop as it is run at first, maybe compiled for inputs like `example`."""

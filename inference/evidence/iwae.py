@@ -57,7 +57,7 @@ def iwae(
     check_data(model, args)
     blocks = []
     with isolated(seed), whole_data(), torch.no_grad():
-        check_pair(model, guide, args, {})
+        check_pair(model, guide, args, {}, enumerated=True)
         if isinstance(unwrap(guide), AutoGuide):
             check_supports(model, *args)
         for block, proposal in guide_blocks(model, guide, args):

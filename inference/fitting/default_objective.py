@@ -33,7 +33,7 @@ def lowest_variance_objective(guide: Callable[..., Any], batch: Batch) -> Object
         batch: the data, or a minibatch that represents them.
     """
     count = data_count(guide, batch)
-    rows = len(batch.args[0]) if batch.kwargs else count
+    rows = len(batch.args[0]) if "index" in batch.kwargs else count
     draws = MAX_DRAWS if count == 1 else max(1, min(MAX_DRAWS, MAX_DRAWS_TIMES_ROWS // rows))
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
         sites = guide_sites(guide, batch).values()

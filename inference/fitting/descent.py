@@ -31,25 +31,25 @@ def descend(plan: FitPlan, workspace: Workspace, rate: Rate, *, progress: bool) 
         NonFiniteLossError, DivergedError: if the rate was given, or no smaller one is left.
     """
     engine, run = plan.begin(rate.value, workspace)
-    start = run.iterate()
+    start = run.checkpoint()
     with tqdm(total=plan.steps, disable=not progress, unit="step") as bar:
         while True:
-            smaller = partial(_smaller, rate, run, len(start))
+            smaller = partial(_smaller, rate, run)
             try:
                 stop = _watched(engine, run, plan.rules, bar, smaller)
             except (DivergedError, NonFiniteLossError):
                 if (value := smaller()) is None:
                     raise
-                run.move(start)
+                start.restore()
                 engine, run = plan.begin(value, plan.workspace(workspace.batch))
                 bar.reset()
             else:
                 return run.losses, stop
 
 
-def _smaller(rate: Rate, run: LiveRun, size: int) -> float | None:
-    """The rate to use if this run fails; None if the rate was given, or if λ has changed its size since the start."""
-    return smaller_rate(run.rate) if rate.found and len(run.iterate()) == size else None
+def _smaller(rate: Rate, run: LiveRun) -> float | None:
+    """The rate to use if this run fails; None if the rate was given."""
+    return smaller_rate(run.rate) if rate.found else None
 
 
 def _watched(engine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any, smaller: Callable[[], float | None]) -> Stop:
@@ -58,8 +58,9 @@ def _watched(engine: Engine, run: LiveRun, rules: tuple[Rule, ...], bar: Any, sm
     divergence = DivergenceMonitor(run, smaller=smaller)
     blocks, stop = Blocks(), None
     while stop is None:
-        with blocks.next(min(divergence.due, *(watch.due for watch in watches)) - run.steps) as block:
-            run.add(engine.advance(block))
+        due = min(divergence.due, *(watch.due for watch in watches))
+        with blocks.next(due - run.steps) as block:
+            run.add(engine.advance(block, confirm=run.steps + block == due), new=block)
             bar.update(block)
         if run.steps == divergence.due:
             divergence.look(run)

@@ -40,7 +40,7 @@ def score_draws(model: Callable[..., Any], guide: Callable[..., Any], batch: Bat
     Returns:
         Shape (K, p), float64, with K ≥ `SCORE_DRAWS`.
     """
-    rows = len(batch.args[0]) if batch.kwargs else data_count(guide, batch)
+    rows = len(batch.args[0]) if "index" in batch.kwargs else data_count(guide, batch)
     draws = min(SCORE_DRAWS, max(MIN_DRAWS, MAX_DRAWS_TIMES_ROWS // rows))
     call: Any = (model, guide, batch.args, batch.kwargs)
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():

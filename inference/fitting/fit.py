@@ -6,7 +6,7 @@ Reference: Kucukelbir, Tran, Ranganath, Gelman & Blei, "Automatic differentiatio
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..engine.nonfinite import NonFiniteLossError
 from ..objectives import Objective
 from ..optimisers import Solver, SolverTask
 from ..programs.arguments import checked
-from ..programs.bound import bind
+from ..programs.bound import owned_pair, working_pair
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count
 from ..starting import Start
@@ -41,12 +41,12 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Fit:
-    """The result of a fit."""
+    """The result of a fit. It owns its parameters: no later training changes its numbers."""
 
     model: Callable[..., Any]
-    """The model. A plain function is bound to its fitted `pyro.param` values."""
+    """The model. A module that learns is a copy; a plain function is bound to its fitted parameters and nets."""
     guide: Callable[..., Any]
-    """The fitted guide. A plain function is bound likewise."""
+    """The fitted guide, likewise."""
     nelbo: Tensor
     """The loss of each step: an estimate of −ELBO of the whole data, in nats; lower is better. Shape (steps,)."""
     steps: int
@@ -76,6 +76,7 @@ def fit(
     batch_size: int | None = None,
     engine: type[Engine] = Auto,
     transform: Callable[[Tensor], Tensor] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Fit:
@@ -98,6 +99,7 @@ def fit(
         batch_size: number of rows in a minibatch. Default: all the data.
         engine: how to run the steps: one of `inference.engine`, all with the same trajectory to rounding.
         transform: applied to the rows of x in each step, such as `models.images.binarise`.
+        kwargs: keyword arguments of model and guide.
         seed: fixes initial values that the guide draws, the minibatches and the noise.
         progress: whether to show a progress bar.
 
@@ -106,8 +108,8 @@ def fit(
         NonFiniteLossError: at the first step whose loss or gradient is not finite; names the site.
         DivergedError: if the ELBO falls far below its start, or q shrinks to a point.
     """
-    rules = _rules(steps, stop, optimiser)
-    plan = FitPlan(model, guide, as_args(x), rules, steps, objective, optimiser, schedule, batch_size, transform, engine)
+    args, rules, pair = as_args(x), _rules(steps, stop, optimiser), working_pair(model, guide)
+    plan = FitPlan(*pair, args, rules, steps, objective, optimiser, schedule, batch_size, transform, engine, kwargs)
     plan.check(lr)
     start = checked_start(plan, start, restarts)
     begin = time.perf_counter()
@@ -116,8 +118,7 @@ def fit(
         if isinstance(optimiser, Solver):
             losses, ended = _solve(plan, workspace, optimiser)
         else:
-            rate = choose_rate(plan, workspace.batch, lr)
-            losses, ended = descend(plan, workspace, rate, progress=progress)
+            losses, ended = descend(plan, workspace, choose_rate(plan, workspace.batch, lr), progress=progress)
     return result_of(plan, workspace, store, losses, ended, seed=seed, seconds=time.perf_counter() - begin)
 
 
@@ -128,9 +129,10 @@ def result_of(
     learned, used = {id(parameter) for parameter in workspace.parameters}, set.union(*workspace.names)
     for name in [name for name, value in store["params"].items() if not (name in used or id(value) in learned)]:
         del store["params"][name], store["constraints"][name]  # another program's, which the user's param store holds
+    model, guide, store = owned_pair(plan.model, plan.guide, store, workspace.names, (plan.args, plan.kwargs))
     return Fit(
-        model=bind(plan.model, store, workspace.names[0]),
-        guide=bind(plan.guide, store, workspace.names[1]),
+        model=model,
+        guide=guide,
         nelbo=losses,
         steps=len(losses),
         seconds=seconds,

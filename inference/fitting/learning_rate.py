@@ -62,13 +62,13 @@ def find_rate(plan: FitPlan, batch: Batch) -> float:
         engine, run = plan.trial(rate, batch)
         if run.rate != rate:
             return run.rate
-        start, noise = run.iterate(), torch.get_rng_state()
+        start, noise = run.checkpoint(), torch.get_rng_state()
         try:
             last = engine.advance(TRIAL_STEPS)[-COMPARED_LOSSES:]
             found[rate] = (float(last.mean()), float(last.std()) / sqrt(COMPARED_LOSSES))
         except NonFiniteLossError as error:
             failure = error
-        run.move(start)
+        start.restore()
         torch.set_rng_state(noise)
     if failure is not None and not found:
         raise failure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..engine import Auto, Engine
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
 from ..programs.arguments import checked
+from ..programs.bound import working_pair
 from ..programs.isolation import Scope
 from ..programs.validation import as_args, check_count
 from ..stopping import MaxSteps
@@ -44,6 +45,7 @@ def fit_many(
     batch_size: int | None = None,
     engine: type[Engine] = Auto,
     transform: Callable[[Tensor], Tensor] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> tuple[Fit, ...]:
@@ -58,7 +60,7 @@ def fit_many(
         pairs: model and guide of each fit: the same programs, each pair with parameters of its own.
         x: the data of all fits.
         seeds: one for each pair.
-        steps, lr, objective, optimiser, schedule, batch_size, engine, transform, progress: as for `fit`.
+        steps, lr, objective, optimiser, schedule, batch_size, engine, transform, kwargs, progress: as for `fit`.
         options: the other options of `fit`. With any of them, fits run one after another.
 
     Returns:
@@ -71,11 +73,13 @@ def fit_many(
     _check_pairs(pairs, seeds)
     if steps is None or options or isinstance(optimiser, Solver):
         options |= {"steps": steps, "lr": lr, "objective": objective, "optimiser": optimiser, "schedule": schedule}
-        options |= {"batch_size": batch_size, "engine": engine, "transform": transform, "progress": progress}
+        options |= {"batch_size": batch_size, "engine": engine, "transform": transform, "kwargs": kwargs, "progress": progress}
         return tuple(fit(*pair, x, seed=seed, **options) for pair, seed in zip(pairs, seeds, strict=True))
     check_count(steps=steps)
     rule, loss = MaxSteps(steps), TraceELBO() if objective is None else objective
-    plan = FitPlan(*pairs[0], as_args(x), (rule,), steps, loss, optimiser, schedule, batch_size, transform, engine)
+    pairs = [working_pair(*pair) for pair in pairs]
+    args = as_args(x)
+    plan = FitPlan(*pairs[0], args, (rule,), steps, loss, optimiser, schedule, batch_size, transform, engine, kwargs)
     plan.check(lr)
     begin, scopes = time.perf_counter(), [Scope(seed) for seed in seeds]
     plans = [replace(plan, model=model, guide=guide) for model, guide in pairs]

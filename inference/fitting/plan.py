@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,11 +21,22 @@ from ..engine.minibatches import Batch, Batches
 from ..objectives import Objective, TraceELBO
 from ..optimisers import Solver
 from ..programs.arguments import checked
+from ..programs.minibatch_check import check_minibatch_scale
+from ..programs.separation import separated
 from ..programs.validation import check_data, check_minibatch, check_rate, naming
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
+from .per_parameter import as_maker
 from .run import LiveRun
-from .setup import check_method, check_objective, check_optimiser, collect_parameters, gradients_restored, own_nan_check
+from .setup import (
+    check_keywords,
+    check_method,
+    check_objective,
+    check_optimiser,
+    collect_parameters,
+    gradients_restored,
+    own_nan_check,
+)
 
 __all__ = ["FitPlan", "Workspace", "cosine"]
 
@@ -86,6 +97,8 @@ class FitPlan:
     engine: type[Engine]
     """Runs the steps. All engines of `inference.engine` take the same trajectory, to rounding. `Auto` starts with Pyro and
     changes to captured and compiled code where that is faster; `Eager` is Pyro throughout, the same to the last bit."""
+    kwargs: Mapping[str, Any] | None = None
+    """Keyword arguments of model and guide, the same in each call."""
 
     @property
     def sets_rate(self) -> bool:
@@ -100,6 +113,8 @@ class FitPlan:
         """
         if lr is not None:
             check_rate(lr)
+        as_maker(self.optimiser, lr)
+        check_keywords(self.kwargs or {}, self.args, self.optimiser, minibatches=self.batch_size is not None)
         if self.transform is None:
             check_data(self.model, self.args)
         if self.batch_size is not None:
@@ -133,7 +148,9 @@ class FitPlan:
         Args:
             batch: for `Workspace.batch`; by default the first of the new minibatches.
         """
-        batches, rows = Batches(self.args, self.batch_size, self.transform), LocalRows()
+        keywords = separated(dict(self.kwargs or {}))
+        batches, rows = Batches(self.args, self.batch_size, self.transform, keywords), LocalRows()
+        new = batch is None
         if batch is None:
             batch = batches.peek()
             if self.transform is not None:
@@ -141,6 +158,8 @@ class FitPlan:
         plain = self.objective is None or isinstance(self.objective, Trace_ELBO | TraceELBO)
         enumerated = not plain and not isinstance(self.optimiser, Solver)
         parameters, names = collect_parameters(self.model, self.guide, batch, rows, enumerated=enumerated)
+        if new and self.batch_size is not None:
+            check_minibatch_scale(self.model, self.guide, self.args, self.batch_size, transform=self.transform)
         return Workspace(batches, batch, rows, parameters, names)
 
     def problem(self, rate: float, workspace: Workspace) -> Problem:
@@ -151,7 +170,7 @@ class FitPlan:
         """
         assert not isinstance(self.optimiser, Solver)
         with naming("optimiser", self.optimiser, ()):
-            optimiser = self.optimiser(workspace.parameters, lr=rate)
+            optimiser = as_maker(self.optimiser)(workspace.parameters, lr=rate)
         if not isinstance(optimiser, Optimizer):
             raise TypeError(f"optimiser must make an Optimizer of torch, but made {shown(optimiser)}.")
         check_optimiser(optimiser, workspace.rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..engine import Problem
 from ..engine.minibatches import Batch
+from .checkpoint import Checkpoint
 from .fisher import data_count, score_draws
 
 __all__ = ["LiveRun"]
@@ -44,13 +45,16 @@ class LiveRun:
 
     @rate.setter
     def rate(self, value: float) -> None:
+        before = self.rate
         for group in self.problem.optimiser.param_groups:
-            group["lr"] = value
+            group["lr"] = value if group["lr"] == before else group["lr"] * value / before
 
-    def add(self, losses: Tensor) -> None:
-        """Records the losses of a block of steps."""
+    def add(self, losses: Tensor, *, new: int) -> None:
+        """Records the losses of a block of `new` steps, after those of earlier steps that were taken again."""
+        if len(losses) > new:
+            self._losses = [self.losses[: self.steps + new - len(losses)]]
         self._losses.append(losses)
-        self.steps += len(losses)
+        self.steps += new
 
     @property
     def seconds(self) -> float:
@@ -67,6 +71,10 @@ class LiveRun:
         if self._data_count is None:
             self._data_count = data_count(self.problem.guide, self.batch)
         return self._data_count
+
+    def checkpoint(self) -> Checkpoint:
+        """The parameters, to go back to, also if steps have met new ones meanwhile."""
+        return Checkpoint(self._leaves())
 
     def iterate(self) -> Tensor:
         return torch.cat([leaf.detach().reshape(-1).double() for leaf in self._leaves()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,7 +22,15 @@ from ..programs.isolation import without_validation
 from ..programs.separation import make_learnable
 from ..programs.validation import check_pair
 
-__all__ = ["check_method", "check_objective", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
+__all__ = [
+    "check_keywords",
+    "check_method",
+    "check_objective",
+    "check_optimiser",
+    "collect_parameters",
+    "gradients_restored",
+    "own_nan_check",
+]
 
 
 def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
@@ -48,6 +56,21 @@ def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
             takes.bind(*given)
             return
     raise TypeError(f"objective must take model, guide, args and kwargs, but {objective.__name__} takes {takes}.")
+
+
+def check_keywords(kwargs: Any, args: tuple[Any, ...], optimiser: Any, *, minibatches: bool) -> None:
+    """Raises for keyword arguments of model and guide that a fit cannot hand on."""
+    if not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        raise TypeError(f"kwargs must be a dictionary of keyword arguments of model and guide, but is {kwargs!r}.")
+    if kwargs and isinstance(optimiser, Solver):
+        raise ValueError(f"{type(optimiser).__name__} takes no keyword arguments of the model: pass them in x, or use Adam.")
+    if not minibatches:
+        return
+    if taken := {"index", "size"} & set(kwargs):
+        raise ValueError(f"with batch_size, fit gives {sorted(taken)} to model and guide: leave them out of kwargs.")
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor) and value.dim() and len(value) == len(args[0]):
+            raise ValueError(f"{name!r} has a row for each datum, which batch_size does not cut in kwargs: pass it in x.")
 
 
 def check_optimiser(optimiser: Optimizer, rows: LocalRows) -> None:
@@ -82,7 +105,7 @@ def collect_parameters(
     for program in (model, guide):
         make_learnable(unwrap(program))
     with rows, poutine.trace(param_only=True) as used:
-        names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated)
+        names = check_pair(model, guide, batch.args, batch.kwargs, enumerated=enumerated, undrawn=True)
     parameters: list[Tensor] = list(rows.leaves.values())
     adopt(used.trace, parameters, rows.leaves)
     if not parameters:

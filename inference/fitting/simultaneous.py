@@ -50,11 +50,11 @@ class SimultaneousRuns:
         while engine.taken < steps:
             due = min(self.members[0].divergence.due, steps)
             with blocks.next(due - engine.taken) as block:
-                losses = engine.advance(block)
+                losses = engine.advance(block, confirm=engine.taken + block == due)
                 if bar is not None:
                     bar.update(block)
                 for member, own in zip(self.members, losses.unbind(1), strict=True):
-                    member.run.add(own)
+                    member.run.add(own, new=block)
             if engine.taken == due:
                 for member in self.members:
                     with member.scope.entered():

@@ -44,7 +44,7 @@ def to_arviz(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 1000, seed: 
     check_count(draws=draws)
     check_data(fit.model, args)
     with isolated(seed), torch.no_grad():
-        check_pair(fit.model, fit.guide, args, {})
+        check_pair(fit.model, fit.guide, args, {}, enumerated=True)
         found = draw_all(fit.model, fit.guide, args, draws=draws)
         nodes = poutine.trace(fit.model).get_trace(*args).nodes
         observed = {name: nodes[name]["value"] for name in found.pointwise}

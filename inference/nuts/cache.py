@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["program_name", "read_run", "run_file", "write_run"]
 
@@ -24,29 +23,17 @@ def program_name(model: Callable[..., Any]) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
 
 
-def run_file(folder: Path, model: Callable[..., Any], args: tuple[Any, ...], about: Mapping[str, Any]) -> Path:
-    """The file of a run: its name is a hash of the model's code, its numbers, the data, the call and the versions.
+def run_file(folder: Path, name: str, posterior: str, about: Mapping[str, Any]) -> Path:
+    """The file of a run: its name is a hash of the posterior, the call and the versions.
 
     Args:
         folder: the folder of all runs.
-        model: the model; the code of its class and its base classes counts, other packages' apart.
-        args: the data.
+        name: the name of the model, for a reader of the folder.
+        posterior: its `fingerprint`.
         about: the call and the versions.
     """
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    kinds = type(model).__mro__ if isinstance(model, nn.Module) else (model,)
-    for kind in kinds:
-        if not getattr(kind, "__module__", "").startswith(("torch", "pyro", "builtins", "abc")):
-            digest.update(inspect.getsource(kind).encode())
-    if isinstance(model, nn.Module):
-        options = {k: v for k, v in vars(model).items() if isinstance(v, (int, float, str, bool, tuple))}
-        digest.update(repr(sorted(options.items())).encode())
-        for name, value in model.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    for value in args:
-        plain = not isinstance(value, Tensor)
-        digest.update(repr(value).encode() if plain else value.detach().cpu().contiguous().numpy().tobytes())
-    return folder / f"{program_name(model)}-{digest.hexdigest()[:16]}.npz"
+    digest = hashlib.sha256(json.dumps([posterior, about], sort_keys=True).encode())
+    return folder / f"{name}-{digest.hexdigest()[:32]}.npz"
 
 
 def read_run(file: Path) -> dict[str, np.ndarray] | None:

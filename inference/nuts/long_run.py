@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from ..programs.quantities import quantities, scalars
 from ..programs.validation import as_args, check_count, check_data, naming
 from .base import Chains, Length, Sampler
 from .cache import program_name, read_run, run_file, write_run
+from .fingerprint import NoFingerprintError, fingerprint
 from .samplers import best_sampler, packages
 
 __all__ = ["LongRun", "NotConvergedError", "reference"]
@@ -100,8 +102,10 @@ def reference(
         seed: fixes starts and chains.
         sampler: one of `inference.nuts`; by default NumPyro's NUTS if it is installed (the extra ``bench``), else nutpie's if
             that is, else Pyro's.
-        cache: a folder of kept runs. A run of the same model (its code, parameters and data), settings and versions is read
-            from it, a new run is written to it, and a damaged file is replaced.
+        cache: a folder of kept runs. A run of the same posterior, settings, sampler (by its name) and versions is read from
+            it, a new run is written to it, and a damaged file is replaced. Posteriors are the same if the same tensor
+            operations on the same numbers give density and quantities. If a model is no fixed sequence of operations, no run
+            is read or written, with a warning.
         progress: whether to show progress bars.
 
     Raises:
@@ -120,10 +124,10 @@ def reference(
     sampler = best_sampler() if sampler is None else sampler
     length = Length(chains, draws, warmup, target_accept, seed, progress)
     about = _about(model, length, sampler)
-    file = None if cache is None else run_file(Path(cache), model, args, about)
+    joint = LogJoint(model, x)
+    file = None if cache is None else _file(Path(cache), joint, about)
     if file is not None and (known := LongRun.read(file)) is not None:
         return known
-    joint = LogJoint(model, x)
     with isolated(seed), naming("sampler", sampler, (joint, length)):
         drawn = sampler(joint, length)
     if not isinstance(drawn, Chains):
@@ -132,6 +136,17 @@ def reference(
     if file is not None:
         run.write(file)
     return run
+
+
+def _file(folder: Path, joint: LogJoint, about: dict[str, Any]) -> Path | None:
+    """The file of the run; None, with a warning, if it cannot be told from the runs of other posteriors."""
+    try:
+        posterior = fingerprint(joint)
+    except NoFingerprintError as error:
+        name = program_name(joint.model)
+        warnings.warn(f"reference: no kept run of {name} is used and this one is not kept, because {error}.", stacklevel=3)
+        return None
+    return run_file(folder, program_name(joint.model), posterior, about)
 
 
 def _about(model: Callable[..., Any], length: Length, sampler: Sampler) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import nan
+from math import inf, nan
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -23,6 +23,8 @@ class SolverTask(NamedTuple):
     guide: Callable[..., Any]
     args: tuple[Any, ...]
     parameters: list[Tensor]
+    deadline: float = inf
+    """Reading of `time.perf_counter` after which the solver takes no further iteration, if it heeds one."""
 
 
 class Solution(NamedTuple):
@@ -43,9 +45,14 @@ class Solution(NamedTuple):
         return cls(losses, f"met its own tolerance after {len(losses)} iterations", converged=True, distance=distance)
 
     @classmethod
-    def ran_out(cls, losses: list[float]) -> Solution:
+    def ran_out(cls, losses: list[float], distance: float = nan) -> Solution:
         """The solver used up its iterations."""
-        return cls(losses, f"took the {len(losses)} iterations it was given", converged=False)
+        return cls(losses, f"took the {len(losses)} iterations it was given", converged=False, distance=distance)
+
+    @classmethod
+    def timed_out(cls, losses: list[float], distance: float = nan) -> Solution:
+        """The solver reached its deadline."""
+        return cls(losses, f"used up its time after {len(losses)} iterations", converged=False, distance=distance)
 
     @classmethod
     def diverged(cls, losses: list[float]) -> Solution:

@@ -11,13 +11,14 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from .base import SolverTask
+from .gaussian_guides import GaussianGuide
 from .gaussian_state import GaussianState
 from .scores import Scores
 
 __all__ = ["centred"]
 
 
-def centred(task: SolverTask, start: GaussianState) -> tuple[GaussianState, float]:
+def centred(task: SolverTask, start: GaussianState, target: GaussianGuide | None = None) -> tuple[GaussianState, float]:
     """Moves the mean of q to the mode of log p(x, h), as far as L-BFGS gets in about 2 dim + 1 scores.
 
     q stays at the start if log p rises by no more than half a nat for each coordinate: draws of the posterior itself lie that
@@ -28,7 +29,7 @@ def centred(task: SolverTask, start: GaussianState) -> tuple[GaussianState, floa
         entropy of q. By Jensen's inequality −ELBO at the start is at least that if the posterior is log-concave. The limit is
         infinite if q was not moved.
     """
-    scores, root = Scores(task, 1), start.root
+    scores, root = Scores(task, 1, target), start.root
 
     def point(noise: Any) -> Tensor:
         return start.loc + (root @ torch.from_numpy(noise.copy()).reshape(start.loc.shape).unsqueeze(-1)).squeeze(-1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from math import ceil, inf, isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from guides import FullRank, Global, Local, MeanField
 
 from ..programs.arguments import check_fields
 from ..programs.bound import unwrap
+from ..programs.packed_scores import PackedScores
 from ..programs.validation import check_count
 from .base import Solution, Solver, SolverTask, check_only_q, guide_name
+from .gaussian_guides import GaussianGuide, gaussian_guide
 from .gaussian_state import GaussianState
+from .laplace import MAX_DIM, best_of, climbed
 from .mode import centred
 from .weighted_rules import Slopes, WeightedRules
 
@@ -39,6 +42,8 @@ KEPT_PER_DRAWN = 8
 """Rules that are kept for each new one in an iteration: their number, and with it the accuracy, grows geometrically."""
 WINDOW = 5
 """Latest iterations over which the movement of q counts towards the distance."""
+MAX_START = 2.0
+"""Further starts are uniform within ± this in each unconstrained coordinate, as in Stan."""
 EXACT = 1e-3
 """Fraction of the tolerance below which the fit ends at once, if `CONFIRMING_POINTS` fresh points confirm the slopes."""
 CONFIRMING_POINTS = 64
@@ -56,8 +61,9 @@ class NaturalGradient(Solver):
         M' = (1 − ρ) M + ρ H,    μ' = μ + ρ M'⁻¹ g,    q' = N(μ', (the blocks of M' that the family has)⁻¹).
 
     The mean moves by the whole M, which is Newton's step on the ELBO, also where the family leaves correlations out. For a
-    Gaussian target a single step with ρ = 1 reaches the optimum. The first mean is the mode of log p(x, h), as far as a few
-    steps of L-BFGS find it, if that is the better start.
+    Gaussian target a single step with ρ = 1 reaches the optimum. The first q is the Gaussian at a mode of log p(x, h) with the
+    curvature there (`climbed`), if that is the better start: units of the latents make no difference. With more than `MAX_DIM`
+    latents for a datum only its mean is moved, by a few steps of L-BFGS.
 
     An iteration takes at least 2 dim + 1 scores ∇ log p and no second derivatives: H = E_q[Σ⁻¹ (μ − z) ∇ log p(x, z)ᵀ].
     Expectations are over the points of all iterations that are still informative about q, reweighted to it
@@ -73,9 +79,11 @@ class NaturalGradient(Solver):
     points rarely meet the tails of a posterior, as in a centred hierarchy: reparametrise the model, or lower the tolerance.
 
     For ``Global`` or, for each datum separately, ``Local``, with MeanField, FullRank or Blocks, of a model with nothing to
-    learn.
+    learn; and for Pyro's AutoNormal, AutoDiagonalNormal and AutoMultivariateNormal.
 
     Args:
+        starts: number of points from which a mode is climbed to; the first is the mean of q, the others are random. The fit
+            goes on from the one where the Gaussian with the curvature of log p has the highest ELBO.
         tolerance: distance to the best ELBO, in nats, in total over all data.
         max_scores: number of scores that an iteration may take, unless a single rule needs more.
 
@@ -85,33 +93,37 @@ class NaturalGradient(Solver):
 
     tolerance: float = 0.01
     max_scores: int = 4096
+    starts: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.tolerance > 0:
             raise ValueError(f"NaturalGradient: tolerance must be positive, but is {self.tolerance}.")
-        check_count(max_scores=self.max_scores)
+        check_count(max_scores=self.max_scores, starts=self.starts)
 
     def check(self, task: SolverTask) -> None:
         guide = unwrap(task.guide)
-        applies = isinstance(guide, (Global, Local)) and isinstance(guide.family, (MeanField, FullRank))
-        if not applies:
+        of_suite = isinstance(guide, (Global, Local)) and isinstance(guide.family, (MeanField, FullRank))
+        if of_suite:
+            check_only_q(self, task)
+        if gaussian_guide(task) is None:
             raise ValueError(
                 "NaturalGradient has the Fisher information of MeanField, FullRank and Blocks in closed form, for Global and "
-                f"Local, but the guide is {guide_name(guide)}: use torch's Adam with StickingTheLanding or TraceELBO, which "
+                "Local, and of Pyro's AutoNormal, AutoDiagonalNormal and AutoMultivariateNormal, of a model with nothing to "
+                f"learn, but the guide is {guide_name(guide)}: use torch's Adam with StickingTheLanding or TraceELBO, which "
                 "take any guide, or FixedDraws, which takes any Gaussian one."
             )
-        check_only_q(self, task)
 
     def solve(self, task: SolverTask, *, steps: int) -> Solution:
         self.check(task)
-        guide: Any = unwrap(task.guide)
-        start = GaussianState.of(guide.q(task.args[0]), guide.family)
+        target = gaussian_guide(task)
+        assert target is not None
+        start = target.read()
         max_rules = max(1, self.max_scores // (2 * start.loc.shape[-1]))
         data = start.loc[..., 0].numel()
-        rules = WeightedRules(task, start)
+        rules = WeightedRules(task, start, target)
         walk = _Walk(rules)
-        q, max_nelbo = centred(task, start)
+        start, q, max_nelbo = self._started(task, target, start)
         kept, trust = start, 1.0
         recent: list[GaussianState] = []
         losses: list[float] = []
@@ -134,8 +146,7 @@ class NaturalGradient(Solver):
                 kept, trust = q, min(1.0, 2 * trust)
                 q = walk.moved(kept, trust, moves=MAX_MOVES)
             max_nelbo = losses[-1] + MAX_INCREASE if walk.length > MAX_INCREASE else inf
-            with torch.no_grad():
-                task.parameters[0].copy_(guide.family.inverse(q.loc, q.root))
+            target.write(q)
             recent = [*recent[1 - WINDOW :], kept]
             exact = max(walk.remaining, walk.length) < EXACT * self.tolerance
             if exact and isfinite(rules.draw(q, ceil(CONFIRMING_POINTS / q.loc.shape[-1]))) and rules.misfit < self.tolerance:
@@ -144,7 +155,28 @@ class NaturalGradient(Solver):
                 if (lower := _off_saddle(q, walk.slopes)) is None:
                     return Solution.met(losses, distance / data)
                 q, recent = lower, []
-        return Solution.ran_out(losses)
+            if time.perf_counter() > task.deadline:
+                return Solution.timed_out(losses, walk.remaining / data)
+        return Solution.ran_out(losses, walk.remaining / data)
+
+    def _started(
+        self, task: SolverTask, target: GaussianGuide, start: GaussianState
+    ) -> tuple[GaussianState, GaussianState, float]:
+        """The start to fall back to, the first q, and the −ELBO above which the former is the better one.
+
+        The first q has the curvature at a mode, the best of those climbed to from `starts` points, if that is better than the
+        start.
+        """
+        if start.loc.shape[-1] > MAX_DIM:
+            return start, *centred(task, start, target)
+        scores = PackedScores(task.model, target.latents, task.args)
+        size = (self.starts - 1, *start.loc.shape)
+        elsewhere = MAX_START * (2 * torch.rand(size, dtype=start.loc.dtype) - 1)
+        climbs = [climbed(scores, start, loc) for loc in (start.loc, *elsewhere)]
+        best, _ = best_of(scores, [start, *(q for q in climbs if q is not None)])
+        if best is start:
+            return start, *centred(task, start, target)
+        return best, best, inf
 
 
 class _Walk:

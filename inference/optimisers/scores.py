@@ -8,9 +8,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from guides import Guide
+from models import Model
+
+from ..programs.bound import unwrap
 from ..programs.log_weights import log_density, shared_frames
+from ..programs.packed_scores import PackedScores
 from ..programs.traced_pairs import Pair, is_point_mass, latents, rerun, traced_pairs
 from .base import SolverTask
+from .gaussian_guides import GaussianGuide
 
 __all__ = ["Scores"]
 
@@ -18,13 +24,23 @@ __all__ = ["Scores"]
 class Scores:
     """z ↦ log p(x, z) and ∇_z log p(x, z) for K points in one call, in the space of the guide's vector of latents.
 
+    A model and guide of this suite are called with an outer plate of points. Any other model is mapped over them, or called
+    once for each if it cannot be mapped (`PackedScores`).
+
     Args:
         task: a pair whose guide draws one vector, or one for each datum.
-        draws: number K of points in a call; a pair that cannot be vectorised is run once for each.
+        draws: number K of points in a call.
+        target: the Gaussian of the guide, if it is known.
     """
 
-    def __init__(self, task: SolverTask, draws: int) -> None:
+    def __init__(self, task: SolverTask, draws: int, target: GaussianGuide | None = None) -> None:
         self.draws = draws
+        self.packed: PackedScores | None = None
+        guide: Any = unwrap(task.guide)
+        if not (isinstance(unwrap(task.model), Model) and isinstance(guide, Guide)):
+            packed = target.latents if target is not None else guide.latents
+            self.packed = PackedScores(task.model, packed, task.args)
+            return
         self.call: Any = (task.model, task.guide, task.args, {})
         with torch.no_grad():
             pairs = traced_pairs(*self.call, draws=draws, hold=True)
@@ -43,6 +59,8 @@ class Scores:
         Returns:
             log p(x, z), in nats, shape (K, *batch); its gradient, shape (K, *batch, dim).
         """
+        if self.packed is not None:
+            return self.packed(z)
         parts = z.chunk(len(self.sites))
         found = [self._score(name, site, part) for (name, site), part in zip(self.sites, parts, strict=True)]
         log_p, scores = (torch.cat(part) for part in zip(*found, strict=True))

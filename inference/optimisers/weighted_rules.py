@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import SolverTask
+from .gaussian_guides import GaussianGuide
 from .gaussian_state import GaussianState
 from .scores import Scores
 from .spherical_rules import SphericalRules
@@ -104,8 +105,8 @@ class WeightedRules:
     heuristic.
     """
 
-    def __init__(self, task: SolverTask, q: GaussianState) -> None:
-        self.task = task
+    def __init__(self, task: SolverTask, q: GaussianState, target: GaussianGuide | None = None) -> None:
+        self.task, self.target = task, target
         self.source = SphericalRules(tuple(q.loc.shape[:-1]), q.loc.shape[-1])
         self.batches: list[_Batch] = []
         self.log_mixture = torch.zeros(0)
@@ -126,7 +127,7 @@ class WeightedRules:
         """
         noise, weight = self.source.draw(rules)
         if self._scores is None or len(self._scores) != len(noise):
-            self._scores = Scores(self.task, len(noise))
+            self._scores = Scores(self.task, len(noise), self.target)
         points = q.loc + (q.root @ noise.unsqueeze(-1)).squeeze(-1)
         log_p, scores = self._scores(points)
         nelbo = -float((weight * log_p).sum()) - q.entropy

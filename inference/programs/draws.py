@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
-import pyro
 import torch
-from pyro.distributions import Delta, Unit
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
@@ -16,12 +16,19 @@ from guides import Defensive, Guide, Posterior, Prior
 from models import Model
 
 from .bound import unwrap
-from .traced_pairs import trace_pair
+from .mapped_draws import MappedDraws
+from .mapping import NotMappedError
+from .scored_sites import ScoredSite, scored, scored_under_plate
+from .whole_data import on_all_rows
 
 __all__ = ["Draws", "draw_all", "draw_chunks"]
 
 MAX_SCORED_NUMBERS = 2**18
 """Numbers in x times draws that one vectorised call scores. More of them do not fit the processor's cache."""
+
+
+MIN_MAPPED = 8
+"""Draws from which mapping pays off: it costs some calls of guide and model for its check."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +65,43 @@ def draw_chunks(
 ) -> Iterator[Draws]:
     """Yields `draws` draws in chunks. Log densities are per datum if every latent lies inside the data plate.
 
-    Models and guides of this suite, and Pyro's autoguides, are called with an outer plate of draws; any other pair is
-    called once for each draw. Run it inside `isolated`.
+    Models and guides of this suite, and Pyro's autoguides on these models, are called with an outer plate of draws. Any other
+    pair is mapped over draws (`MappedDraws`); one that cannot be mapped is called once for each draw, with a warning that
+    says why. Run it inside `isolated`.
     """
     plate = getattr(unwrap(guide), "plate", "data")
+    vectorises = _vectorises(model, guide)
     with torch.no_grad():
-        one = _trace(model, guide, args)
-        point_masses = _point_masses(one, _trace(model, guide, args))
-        nesting = max((-f.dim for s in one for f in s["cond_indep_stack"] if f.dim is not None), default=0)
-        if not (
-            isinstance(unwrap(model), Model) and isinstance(unwrap(guide), (Defensive, Guide, Prior, Posterior, AutoGuide))
-        ):
-            for _ in range(draws):
-                sites = _trace(model, guide, args)
-                yield _collect(sites, 1, nesting, plate, vectorised=False, point_masses=point_masses)
-            return
-        numbers = sum(site["value"].numel() for site in one if site["is_observed"])
+        one = scored(model, guide, args)
+        if any(f.full_size is not None and f.size < f.full_size for s in one for f in s.frames):
+            model, guide, one = _on_all_rows(model, guide, args, one)
+        other = scored(model, guide, args)
+        point_masses = _point_masses(one, other)
+        nesting = max((-f.dim for s in one for f in s.frames if f.dim is not None), default=0)
+        numbers = sum(site.value.numel() for site in one if site.role == "likelihood")
         chunk = max(1, MAX_SCORED_NUMBERS // max(1, numbers))
-        for start in range(0, draws, chunk):
-            size = min(chunk, draws - start)
-            with pyro.plate("_draws", size, dim=-1 - nesting):
-                sites = _trace(model, guide, args)
-            yield _collect(sites, size, nesting, plate, vectorised=True, point_masses=point_masses)
+        sizes = [min(chunk, draws - start) for start in range(0, draws, chunk)]
+
+        def collected(sites: list[ScoredSite]) -> Draws:
+            return _collect(sites, nesting, plate, point_masses=point_masses)
+
+        if vectorises:
+            for size in sizes:
+                yield collected(scored_under_plate(model, guide, args, draws=size, nesting=nesting))
+            return
+        left = draws
+        if draws >= MIN_MAPPED:
+            mapped = MappedDraws(model, guide, args, one, other)
+            try:
+                for size in sizes:
+                    sites = mapped.draw(size)
+                    left -= size
+                    yield collected(sites)
+            except NotMappedError as reason:
+                _warn_once(model, guide, str(reason))
+        for _ in range(left):
+            sites = scored(model, guide, args)
+            yield collected([s._replace(log_prob=s.log_prob.unsqueeze(0), value=s.value.unsqueeze(0)) for s in sites])
 
 
 def draw_all(
@@ -89,43 +111,65 @@ def draw_all(
     *,
     draws: int,
 ) -> Draws:
-    """All chunks of `draw_chunks` joined."""
+    """All chunks of `draw_chunks` joined. Sites that not all draws have, or not in one shape, are left out of `h`."""
     chunks = list(draw_chunks(model, guide, args, draws=draws))
     first = chunks[0]
     return Draws(
-        h={name: torch.cat([chunk.h[name] for chunk in chunks]) for name in first.h},
+        h=_joined([chunk.h for chunk in chunks]),
         log_likelihood=torch.cat([chunk.log_likelihood for chunk in chunks]),
         log_prior=torch.cat([chunk.log_prior for chunk in chunks]),
         log_q=torch.cat([chunk.log_q for chunk in chunks]),
         per_datum=first.per_datum,
-        pointwise={name: torch.cat([chunk.pointwise[name] for chunk in chunks]) for name in first.pointwise},
+        pointwise=_joined([chunk.pointwise for chunk in chunks]),
     )
 
 
-def _trace(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """The sample sites of one call of guide and model, each with its "log_prob" and a "role": q, prior or likelihood."""
-    guide_trace, model_trace = trace_pair(model, guide, args, {})
-    sites = []
-    for trace in (guide_trace, model_trace):
-        trace.compute_log_prob()
-        for site in trace.nodes.values():
-            if site["type"] == "sample" and not site["infer"].get("_deterministic"):
-                role = "q" if trace is guide_trace else "likelihood" if site["is_observed"] else "prior"
-                sites.append({**site, "role": role})
-    return sites
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tables that all parts have, row after row."""
+    shapes = [{(name, value.shape[1:]) for name, value in part.items()} for part in parts]
+    everywhere = {name for name, _ in set.intersection(*shapes)}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name in everywhere}
 
 
-def _collect(
-    sites: list[dict[str, Any]], draws: int, nesting: int, plate: str, *, vectorised: bool, point_masses: bool
-) -> Draws:
+def _vectorises(model: Callable[..., Any], guide: Callable[..., Any]) -> bool:
+    """Whether the pair takes an outer plate of draws."""
+    return isinstance(unwrap(model), Model) and isinstance(unwrap(guide), (Defensive, Guide, Prior, Posterior, AutoGuide))
+
+
+def _on_all_rows(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], one: list[ScoredSite]
+) -> tuple[Callable[..., Any], Callable[..., Any], list[ScoredSite]]:
+    """Model and guide with all rows in the plates that subsample by themselves, and their sites.
+
+    A program that takes a minibatch as its data has a plate of the minibatch's size and no other rows: it is left as it is.
+    """
+    whole_model, whole_guide = on_all_rows(model), on_all_rows(guide)
+    try:
+        return whole_model, whole_guide, scored(whole_model, whole_guide, args)
+    except (RuntimeError, ValueError, IndexError):
+        return model, guide, one
+
+
+def _warn_once(model: Callable[..., Any], guide: Callable[..., Any], reason: str) -> None:
+    """Warns that a pair is called once for each draw, the first time that it is."""
+    known = _WARNED.setdefault(unwrap(guide), WeakSet())
+    if unwrap(model) not in known:
+        known.add(unwrap(model))
+        warnings.warn(f"guide and model are called once for each draw, which is slow, because {reason}.", stacklevel=3)
+
+
+_WARNED: WeakKeyDictionary[Callable[..., Any], WeakSet[Callable[..., Any]]] = WeakKeyDictionary()
+
+
+def _collect(sites: list[ScoredSite], nesting: int, plate: str, *, point_masses: bool) -> Draws:
     per_datum = all(_dim(site, plate) is not None for site in sites)
 
     def density(role: str) -> Tensor:
         """The log density of one role, summed over its sites and over all dimensions except draws and data."""
         total = torch.zeros(())
         for site in sites:
-            if site["role"] == role:
-                value = _aligned(site["log_prob"], nesting, draws)
+            if site.role == role:
+                value = _padded(site.log_prob, nesting)
                 keep = {0, value.dim() + (_dim(site, plate) or 0)} if per_datum else {0}
                 dims = [d for d in range(value.dim()) if d not in keep]
                 total = total + (value.sum(dims) if dims else value)
@@ -134,51 +178,38 @@ def _collect(
     log_q, log_prior, log_likelihood = torch.broadcast_tensors(density("q"), density("prior"), density("likelihood"))
     if point_masses:
         log_q = torch.full_like(log_q, torch.inf)
-    h = {site["name"]: _values(site, nesting, draws, vectorised) for site in sites if site["role"] == "prior"}
+    h = {site.name: site.value for site in sites if site.role == "prior"}
     pointwise = {
-        site["name"]: _squeezed(_aligned(site["log_prob"], nesting, draws), site, nesting)
+        site.name: _squeezed(_padded(site.log_prob, nesting), site, nesting)
         for site in sites
-        if site["role"] == "likelihood" and not isinstance(site["fn"], Unit)
+        if site.role == "likelihood" and site.pointwise
     }
     return Draws(h, log_likelihood, log_prior, log_q, per_datum, pointwise)
 
 
-def _dim(site: dict[str, Any], plate: str) -> int | None:
+def _dim(site: ScoredSite, plate: str) -> int | None:
     """The batch dimension, counted from the right, of the data plate at this site."""
-    return next((frame.dim for frame in site["cond_indep_stack"] if frame.name == plate), None)
+    return next((frame.dim for frame in site.frames if frame.name == plate), None)
 
 
-def _aligned(value: Tensor, nesting: int, draws: int) -> Tensor:
-    """Reshapes `value` to have the draws in dimension 0, followed by `nesting` plates."""
-    value = value.reshape((1,) * (nesting + 1 - value.dim()) + tuple(value.shape))
-    return value.expand(draws, *value.shape[1:])
+def _padded(value: Tensor, nesting: int) -> Tensor:
+    """`value`, shape (K, *plates), with as many plates as the pair nests."""
+    return value.reshape(len(value), *(1,) * (nesting + 1 - value.dim()), *value.shape[1:])
 
 
-def _values(site: dict[str, Any], nesting: int, draws: int, vectorised: bool) -> Tensor:
-    """Draws of one latent, shape (K, *shape), where shape holds only the plates that contain the latent."""
-    value: Tensor = site["value"]
-    if not vectorised:
-        return value.unsqueeze(0)
-    batch = value.dim() - len(site["fn"].event_shape)
-    value = value.reshape((1,) * (nesting + 1 - batch) + tuple(value.shape))
-    return _squeezed(value.expand(draws, *value.shape[1:]), site, nesting)
-
-
-def _squeezed(value: Tensor, site: dict[str, Any], nesting: int) -> Tensor:
+def _squeezed(value: Tensor, site: ScoredSite, nesting: int) -> Tensor:
     """Drops from `value`, shape (K, *plates, *event), the plates that do not contain the site."""
-    inside = {frame.dim for frame in site["cond_indep_stack"]}
+    inside = {frame.dim for frame in site.frames}
     outside = [d for d in range(1, nesting + 1) if d - nesting - 1 not in inside]
     return value.squeeze(outside) if outside else value
 
 
-def _point_masses(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+def _point_masses(one: list[ScoredSite], other: list[ScoredSite]) -> bool:
     """Whether q is a point mass, decided from the sites of two calls.
 
     Autoguides also use Delta sites, but to pass on an auxiliary draw, whose value differs between the two calls.
     """
     return any(
-        site["role"] == "q"
-        and isinstance(getattr(site["fn"], "base_dist", site["fn"]), Delta)
-        and torch.equal(site["value"], again["value"])
+        site.role == "q" and site.point_mass and torch.equal(site.value, again.value)
         for site, again in zip(one, other, strict=False)
     )

@@ -21,6 +21,7 @@ from guides import Defensive, Guide, Posterior, Prior
 from models import Model
 
 from .bound import unwrap
+from .masked_data import fill_hidden_data
 
 __all__ = [
     "PLATE",
@@ -53,7 +54,8 @@ def trace_pair(model: Program, guide: Program, args: tuple[Any, ...], kwargs: di
     """Runs the guide, and the model at its draws, as Pyro's `get_importance_trace` does; log densities are left to the caller.
 
     Every function that runs a pair calls this one. A guide that runs the model itself is called alone: replaying the model
-    against its trace would count the data as draws of the guide. The plates' draws of row numbers are left out.
+    against its trace would count the data as draws of the guide. The plates' draws of row numbers are left out, and what a
+    mask hides of the data is filled in.
 
     Reference: `pyro.infer.enum.get_importance_trace`, which also validates and scores both traces.
     """
@@ -65,7 +67,9 @@ def trace_pair(model: Program, guide: Program, args: tuple[Any, ...], kwargs: di
     else:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return Pair(prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace))
+    pair = Pair(prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace))
+    fill_hidden_data(pair.model)
+    return pair
 
 
 def runs_the_model(guide: Program) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from guides import Defensive, Guide, Posterior, Prior
 from models.arguments import count, number, shown
 
-from .bound import unwrap
+from .bound import origin, unwrap
+from .isolation import isolated
+from .masked_data import fill_hidden_data
 from .separation import separated
 from .traced_pairs import runs_the_model, trace_pair
 
@@ -60,8 +63,11 @@ def check_rate(lr: Any) -> None:
     number("lr", lr, above=0)
 
 
-def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Raises unless the model can have produced the data. Data of a plain Pyro model must be finite and not empty."""
+def check_data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    """Raises unless the model can have produced the data.
+
+    Data of a plain Pyro model must not be empty, and must be finite where no mask hides them.
+    """
     model = unwrap(model)
     if hasattr(model, "check_data"):
         try:
@@ -75,11 +81,12 @@ def check_data(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
             continue
         if value.numel() == 0:
             raise ValueError(f"argument {position} of the model is an empty tensor of shape {tuple(value.shape)}.")
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all() and not _scores(model, args, kwargs or {}):
             bad = ~value.isfinite()
             row = int(bad.reshape(len(value), -1).any(-1).nonzero()[0]) if value.dim() else 0
             raise ValueError(
-                f"argument {position} of the model holds {value[bad][0].item()} in row {row}: data must be finite."
+                f"argument {position} of the model holds {value[bad][0].item()} in row {row}: data must be finite where no "
+                "mask (pyro.poutine.mask, obs_mask) hides them."
             )
 
 
@@ -108,12 +115,14 @@ def check_pair(
     kwargs: dict[str, Any],
     *,
     enumerated: bool = False,
+    undrawn: bool = False,
 ) -> tuple[set[str], set[str]]:
     """Runs the pair once, which creates its parameters. Raises unless the guide draws exactly the latents of the model.
 
     Args:
         model, guide, args, kwargs: the pair and the arguments of one call.
         enumerated: whether latents that the model marks for enumeration may be missing from the guide.
+        undrawn: whether the model may have no latent, and the guide leave latents to the prior, which warns.
 
     Returns:
         Names of the parameters of the model, and of the guide.
@@ -129,7 +138,7 @@ def check_pair(
     try:
         with torch.no_grad(), naming(f"guide {_name(unwrap(guide))} or the model", model, args):
             guide_trace, model_trace = trace_pair(model, guide, args, kwargs)
-        _check_sites(guide_trace, model_trace, enumerated=enumerated)
+        _check_sites(guide_trace, model_trace, enumerated=enumerated, undrawn=undrawn)
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
     except (ValueError, RuntimeError) as error:
@@ -168,14 +177,14 @@ def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> No
     """Raises if the guide was built for another model, which it would run in place of this one."""
     own: Any = poutine.unwrap(unwrap(guide)) if runs_the_model(guide) else unwrap(guide)
     built_for_one = runs_the_model(guide) or isinstance(own, (Defensive, Guide, Posterior, Prior))
-    if built_for_one and unwrap(own.model) != unwrap(model):
+    if built_for_one and origin(own.model) is not origin(model):
         raise ValueError(
             f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
             f"{_name(unwrap(model))}."
         )
 
 
-def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool) -> None:
+def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enumerated: bool, undrawn: bool) -> None:
     latents: set[str] = set()
     summed_out: set[str] = set()
     for name, site in prune_subsample_sites(model_trace).nodes.items():
@@ -191,14 +200,22 @@ def _check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace, *, enum
             f"the guide scores the data at the site {seen[0]!r}, as the model does, so that log p(x | h) and log q cancel: a "
             "guide draws latents only. If it runs the model inside a list of guides, give that part alone."
         )
-    if not latents | summed_out:
+    if not (latents | summed_out or undrawn):
         raise ValueError("the model has no latent site, so there is no posterior to approximate.")
-    if missing := sorted(latents - drawn):
+    missing, surplus = sorted(latents - drawn), sorted(drawn - latents - summed_out)
+    if missing and undrawn and not surplus:
+        warnings.warn(
+            f"the guide leaves {missing} to the prior: as in Pyro's SVI, the loss holds their log p and no log q, so that it "
+            "is not −ELBO; draw them in the guide for a bound.",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif missing:
         raise ValueError(
             f"the guide does not draw the latent {missing[0]!r} of the model: it draws {sorted(drawn)}, the model's latents "
             f"are {sorted(latents)}. Give both the same site names."
         )
-    if surplus := sorted(drawn - latents - summed_out):
+    if surplus:
         raise ValueError(
             f"the guide draws {surplus[0]!r}, which is no latent of the model: its latents are {sorted(latents)}. Rename the "
             "site, or mark it by infer={'is_auxiliary': True}."
@@ -227,6 +244,19 @@ def _check_shapes(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Non
             if site["type"] == "sample" and not site_is_subsample(site):
                 log_prob = site["fn"].log_prob(site["value"])
                 check_site_shape({**site, "log_prob": log_prob}, max_plate_nesting=inf)
+
+
+def _scores(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the log density of the data, without what masks hide, is a number at a draw from the prior."""
+    with isolated(0), pyro.validation_enabled(False), torch.no_grad(), poutine.block():
+        try:
+            trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+            fill_hidden_data(trace)
+            trace.compute_log_prob()
+        except (RuntimeError, ValueError, TypeError, LookupError):
+            return False
+    seen = [site for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
+    return bool(seen) and all(bool(site["log_prob"].isfinite().all()) for site in seen)
 
 
 def _argument_names(program: Callable[..., Any]) -> set[str] | None:

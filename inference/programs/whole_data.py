@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
-__all__ = ["whole_data"]
+__all__ = ["on_all_rows", "whole_data"]
 
 
 @contextmanager
@@ -31,3 +31,13 @@ def whole_data() -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = original
+
+
+def on_all_rows(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program, each call of which is made within `whole_data`."""
+
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        with whole_data():
+            return program(*args, **kwargs)
+
+    return whole

@@ -1,132 +1,138 @@
-"""Finds state that a program keeps from one call to the next, other than parameters and large tensors."""
+"""Finds state that a program keeps from one call to the next, other than parameters, wherever Python lets it be read."""
 
 from __future__ import annotations
 
-import itertools
+import os
 import random
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+import pyro
 from torch import Tensor
 
-__all__ = ["memory"]
+from ..errors import HiddenStateError
+from .contents import content
+from .reachable import Unreadable, parts
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes)
-LIBRARIES = ("torch", "pyro", "numpy", "builtins", "models", "guides", "inference")
-"""Modules whose functions are not searched; the attributes of their objects are."""
-MAX_VALUES = 20_000
-"""The largest number of values that are compared, and of elements of a tensor; others are assumed unchanged."""
+__all__ = ["Memory", "memory"]
+
+MAX_OBJECTS = 300_000
+"""Objects that are looked at. A program that reaches more cannot be searched in a second or two."""
 
 
-def memory(*programs: Callable[..., Any] | None, learned: Sequence[Tensor] = ()) -> list[Any]:
-    """Numbers, strings, containers and iterators that the programs can reach, and the states of Python's and NumPy's RNGs.
+class Memory:
+    """What can be read from a program at one moment. Two are equal if nothing has changed between them.
 
-    Searches closures, defaults, the globals that a function names, attributes of objects, classes and modules, and the
-    functions found there. If the result is the same before and after a call, the call has left nothing there for the next
-    one, such as a count of calls that anneals a scale, and has drawn from no generator but torch's.
+    Attributes:
+        unreadable: the first object whose state cannot be read, with its place; None if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.unreadable: str | None = None
+        self._contents: list[Any] = []
+        self._places: list[str] = []
+
+    def add(self, found: Any, place: str) -> None:
+        """Adds the content of one object."""
+        self._contents.append(found)
+        self._places.append(place)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Memory) and self._contents == other._contents
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def require_unchanged(self, before: Memory) -> None:
+        """Compares with an earlier moment.
+
+        Raises:
+            HiddenStateError: if something has changed, or if an object cannot be read.
+        """
+        if self == before:
+            if self.unreadable is not None:
+                raise HiddenStateError(f"it may keep state between calls in {self.unreadable}, which cannot be read")
+            return
+        pairs = zip(self._contents, before._contents, self._places, strict=False)
+        place = next((place for ours, theirs, place in pairs if ours != theirs), None)
+        raise HiddenStateError("it keeps state between calls" + (f", in {place}" if place else ""))
+
+
+def memory(*programs: Any, learned: Sequence[Tensor] = (), **named: Any) -> Memory:
+    """Reads all that the programs can reach, and the states of Python's and NumPy's generators.
+
+    The search follows closures, defaults, the globals and attributes that a function names, attributes of objects, classes
+    and modules, and containers; it reads buffers, iterators, generators and objects written in C by the protocols that
+    Python has for them. An object that offers none is unreadable. If the result is equal before and after a call, and
+    nothing is unreadable, the call has left nothing for the next one, such as a count of calls that anneals a scale.
 
     Args:
-        programs: where to search.
+        programs, named: where to search.
         learned: the parameters. Tensors that share memory with one, such as its initial value, are ignored.
     """
-    if not programs:
-        return []
-    generators = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a program may draw from
-    return [*generators, *itertools.islice(_values(list(programs), set(map(_place, learned))), MAX_VALUES)]
+    found = Memory()
+    if not programs and not named:
+        return found
+    state: Any = np.random.get_state()  # noqa: NPY002 - what a program may draw from
+    _, words, *rest = state
+    found.add((random.getstate(), words.tobytes(), rest), "Python's or NumPy's random generator")
+    roots = {**{f"program {k}": program for k, program in enumerate(programs)}, **named}
+    roots |= {"the param store": pyro.get_param_store(), "os.environ": os.environ}
+    with warnings.catch_warnings():
+        # Some iterators warn that they will not be copied by a later Python.
+        warnings.simplefilter("ignore")
+        _read(found, roots, {_place(value) for value in learned})
+    return found
 
 
-def _values(found: list[Any], moving: set[int]) -> Iterator[Any]:
-    seen: set[int] = set()
+def _read(found: Memory, roots: Mapping[str, Any], moving: set[int]) -> None:
+    own = {module.partition(".")[0] for root in roots.values() for module in _modules(root)}
+    waiting = [(value, name) for name, value in list(roots.items())[::-1]]
+    seen: dict[int, int] = {}
     kept: list[Any] = []
-    while found:
-        value = found.pop()
-        if isinstance(value, PLAIN):
-            yield type(value), repr(value)
-        elif isinstance(value, (np.generic, np.ndarray)):
-            yield type(value), value.tobytes() if value.size <= MAX_VALUES else value.shape
-        elif isinstance(value, Tensor):
-            plain = value.numel() <= MAX_VALUES and not value.requires_grad and value.layout == torch.strided
-            if plain and _place(value) not in moving:
-                yield type(value), repr(value.tolist())
-        elif id(value) not in seen and not isinstance(value, (type, CodeType, BuiltinFunctionType)):
-            seen.add(id(value))
-            # Kept alive until the end, since a freed object's id may be reused.
-            kept.append(value)
-            yield type(value)
-            found.extend(_parts(value))
+    while waiting:
+        value, place = waiting.pop()
+        if isinstance(value, Tensor):
+            found.add(_tensor(value, moving), place)
+            continue
+        if (atom := content(value)) is not None:
+            found.add(atom, place)
+            continue
+        if id(value) in seen:
+            found.add((type(value), seen[id(value)]), place)
+            continue
+        # Kept alive until the end, since a freed object's id may be reused.
+        seen[id(value)] = len(kept)
+        kept.append(value)
+        found.add((type(value), None), place)
+        if len(kept) > MAX_OBJECTS:
+            found.unreadable = found.unreadable or f"more than {MAX_OBJECTS} objects"
+            return
+        try:
+            inside = list(parts(value, place, own))
+        except Unreadable:
+            found.unreadable = found.unreadable or f"{place} (a {type(value).__qualname__})"
+            continue
+        waiting.extend(reversed(inside))
+
+
+def _modules(root: Any) -> Iterator[str]:
+    """Where a program and its class are written."""
+    for thing in (root, type(root), getattr(root, "__func__", None)):
+        if isinstance(name := getattr(thing, "__module__", None), str):
+            yield name
+
+
+def _tensor(value: Tensor, moving: set[int]) -> Any:
+    if _place(value) in moving or (value.requires_grad and not value.is_leaf):
+        # A result of this step that is kept differs in every step: a comparison with Pyro finds out if it is used.
+        return Tensor
+    return Tensor, value.shape, content(value.detach())
 
 
 def _place(value: Tensor) -> int:
-    return value.untyped_storage().data_ptr()
-
-
-def _parts(value: Any) -> list[Any]:
-    parts: list[Any]
-    match value:
-        case list() | tuple() | deque():
-            parts = list(value)
-        case ModuleType():
-            parts = [] if _is_library(value.__name__) else [v for v in vars(value).values() if isinstance(v, PLAIN)]
-        case dict():
-            parts = [part for pair in value.items() for part in pair]
-        case set() | frozenset():
-            parts = sorted(value, key=repr)
-        case FunctionType():
-            parts = _of_function(value)
-        case MethodType():
-            parts = [value.__self__, value.__func__]
-        case partial():
-            parts = [value.func, value.args, value.keywords]
-        case GeneratorType():
-            parts = [] if value.gi_frame is None else [value.gi_frame.f_lasti, dict(value.gi_frame.f_locals)]
-        case itertools.count():
-            parts = [repr(value)]
-        case Iterator() if type(value).__module__ == "builtins":
-            parts = [value.__reduce__()]
-        case _:
-            parts = [getattr(value, "__dict__", {}), *_of_class(type(value), value)]
-    return parts
-
-
-def _of_class(kind: type, value: Any) -> list[Any]:
-    """Functions and plain attributes of a user's class, and the slots of `value`."""
-    if _is_library(kind.__module__):
-        return []
-    slots = [getattr(value, name, None) for name in getattr(kind, "__slots__", ())]
-    return [*slots, *(v for v in vars(kind).values() if isinstance(v, (FunctionType, *PLAIN)))]
-
-
-def _is_library(module: str) -> bool:
-    name = module.split(".", maxsplit=1)[0]
-    return name in LIBRARIES or name in sys.stdlib_module_names - {"__main__"}
-
-
-def _of_function(function: FunctionType) -> list[Any]:
-    if _is_library(function.__module__ or ""):
-        return []
-    cells = [part for cell in function.__closure__ or () for part in _contents(cell)]
-    names = set(_names(function.__code__))
-    named = [function.__globals__[name] for name in sorted(names) if name in function.__globals__]
-    return [*cells, function.__defaults__, function.__kwdefaults__, function.__dict__, *named]
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """Global names in a function and in the functions defined in it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _contents(cell: CellType) -> list[Any]:
     try:
-        return [cell.cell_contents]
-    except ValueError:
-        # Not assigned yet.
-        return []
+        return value.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return -1

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ..errors import MappingError
 from .noise import Noise, draws_of
 from .simplify import simplify
+from .sources import sources_forgotten
 
 __all__ = ["Layout", "MappedStep", "fits_along", "map_over_fits"]
 
@@ -100,7 +101,7 @@ def map_over_fits(
     mapped = torch.vmap(flat, (*dims, None, *(None for _ in data), *(along for _ in varying)), (0, *dims))
     rate = torch.tensor(0.0, dtype=torch.float64)
     try:
-        with _without_fallback():
+        with _without_fallback(), sources_forgotten():
             return MappedStep(simplify(make_fx(mapped)(*state, rate, *data, *varying)), noise)
     except Exception as error:
         raise MappingError(f"it cannot be mapped over several fits: {str(error).strip().splitlines()[0]}") from error

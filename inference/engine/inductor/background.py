@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +20,13 @@ from torch import Tensor, fx
 from ..graphs.loop_body import Loop, Packing
 from . import cache
 
-__all__ = ["Background"]
+__all__ = ["Background", "is_under_way"]
 
 
 MAX_ORDER_AGE = 120.0
-"""Seconds after which an order that is still on disk belongs to a process that has died."""
+"""Seconds since its last touch after which an order belongs to a process that has died."""
+MAX_COMPILATION = 1800.0
+"""Seconds after which a compilation is given up."""
 
 
 class Background:
@@ -42,7 +46,7 @@ class Background:
         self._order = entry.with_suffix(".order")
         self._failure = entry.with_suffix(".failure")
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._order.exists() and time.time() - self._order.stat().st_mtime < MAX_ORDER_AGE:
+        if is_under_way(self._order):
             return
         order = {
             "entry": str(entry),
@@ -54,7 +58,8 @@ class Background:
             "threads": threads,
             "default_dtype": _name(torch.get_default_dtype()),
         }
-        self._failure.unlink(missing_ok=True)
+        cache.discard(self._failure)
+        cache.discard(self._order)
         self._order.write_text(json.dumps(order))
         try:
             _start(self._order)
@@ -64,16 +69,25 @@ class Background:
 
     @property
     def finished(self) -> bool:
-        """Whether the second process is done, with or without success."""
-        return not self._order.exists()
+        """Whether the second process is done, with or without success, or has died."""
+        return not is_under_way(self._order)
 
     @property
     def failure(self) -> str:
         """Why there is no compiled loop after the second process is done."""
         try:
-            return self._failure.read_text()
+            return self._failure.read_text(errors="replace")
         except OSError:
             return "the process that compiled it has ended"
+
+
+def is_under_way(order: Path) -> bool:
+    """Whether a process works on the order. It says so by touching it; a time in the future says nothing."""
+    try:
+        age = time.time() - order.stat().st_mtime
+    except OSError:
+        return False
+    return order.is_file() and -MAX_ORDER_AGE < age < MAX_ORDER_AGE
 
 
 def _start(order: Path) -> None:
@@ -85,7 +99,7 @@ def _start(order: Path) -> None:
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     compiler = [sys.executable, "-P", "-m", "inference.engine.inductor.background", str(order)]
     subprocess.run(
-        [sys.executable, "-S", "-c", f"import subprocess; subprocess.Popen({compiler!r})"],
+        [sys.executable, "-S", "-c", f"import subprocess; subprocess.Popen({compiler!r}, process_group=0)"],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -98,6 +112,7 @@ def _start(order: Path) -> None:
 def _main(path: Path) -> None:
     """Carries out an order."""
     os.nice(19)
+    threading.Thread(target=_keep_fresh, args=(path,), daemon=True).start()
     try:
         order = json.loads(path.read_text())
         torch.set_default_dtype(getattr(torch, order["default_dtype"]))
@@ -112,7 +127,26 @@ def _main(path: Path) -> None:
         path.with_suffix(".failure").write_text(str(error) or type(error).__name__)
         raise
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
+
+
+def _keep_fresh(order: Path) -> None:
+    """Touches the order as long as this process lives, and ends it if the order is gone or takes too long."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < MAX_COMPILATION:
+        time.sleep(MAX_ORDER_AGE / 8)
+        try:
+            os.utime(order)
+        except OSError:
+            return
+    _end_compilers()
+    os._exit(1)
+
+
+def _end_compilers() -> None:
+    """Ends this process' group, in which the C++ compiler runs."""
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import operator
+import shutil
 import sys
 import tempfile
 import warnings
@@ -48,7 +50,7 @@ def build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) -
 
     depth = sys.getrecursionlimit()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_logs():
             warnings.simplefilter("ignore")
             try:
                 with wrapper_changed(hoisted):
@@ -96,7 +98,7 @@ def _build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) 
         "aot_inductor.enable_line_tables": False,
     }
     with (
-        tempfile.TemporaryDirectory() as work,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
         torch.no_grad(),
         config.patch({**settings, "aot_inductor.output_path": work}),
     ):
@@ -122,10 +124,30 @@ def _build(loop: Loop, inputs: Sequence[Tensor], folder: Path, *, threads: int) 
             module = _recursive_joint_graph_passes(fx.GraphModule(root, graph), input_device=torch.device("cpu"))
             made: Any = compile_fx_inner(module, fakes, static_input_idxs=[], is_inference=True, cpp_wrapper=True)
         library = Path(made.filename)
-        library.rename(folder / "loop.so")
+        # The cache may lie on another file system than temporary files.
+        shutil.move(library, folder / "loop.so")
         calls = library.with_suffix(".json")
         if calls.exists():
-            calls.rename(folder / "loop.json")
+            shutil.move(calls, folder / "loop.json")
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keeps the compiler's messages off the terminal; its errors are in the exception that it raises."""
+    silenced = [handler for name in ("", *logging.root.manager.loggerDict) for handler in logging.getLogger(name).handlers]
+
+    def drop(record: logging.LogRecord) -> bool:
+        return not record.name.startswith("torch")
+
+    for handler in silenced:
+        handler.addFilter(drop)
+    last, logging.lastResort = logging.lastResort, None
+    try:
+        yield
+    finally:
+        logging.lastResort = last
+        for handler in silenced:
+            handler.removeFilter(drop)
 
 
 @contextmanager

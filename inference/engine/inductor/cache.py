@@ -6,9 +6,12 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -21,10 +24,18 @@ from . import build as build_module
 from . import hoist_allocations
 from .build import RunLoop, build, load
 
-__all__ = ["MAX_BYTES", "entry", "find", "folder", "knows", "make", "nickname"]
+__all__ = ["MAX_BYTES", "discard", "entry", "find", "folder", "knows", "make", "nickname"]
 
 MAX_BYTES = 512 * 2**20
 """Above this size in total, the least recently used loops are removed."""
+
+
+MAX_LOADED = 16
+"""Libraries that stay loaded."""
+BUILDING = "building-"
+"""The beginning of the name of a folder in which a loop is being compiled."""
+MAX_BUILDING_AGE = 3600.0
+"""Seconds after which the folder of an unfinished compilation belongs to a process that has died."""
 
 
 def folder() -> Path:
@@ -63,20 +74,30 @@ def nickname(problem: Problem, *, fits: int = 1) -> str:
 
 def knows(nickname: str) -> bool:
     """Whether a loop has been found under this nickname before."""
-    return next(folder().glob(f"*/{nickname}"), None) is not None
+    try:
+        return next(folder().glob(f"*/{nickname}"), None) is not None
+    except OSError:
+        return False
 
 
 def find(entry: Path, nickname: str) -> RunLoop | None:
-    """The compiled loop, or None if it is not on disk, damaged, or cannot be loaded."""
-    if not _is_whole(entry):
+    """The compiled loop, or None if it is not on disk, damaged, written by another user, or cannot be loaded."""
+    if not (_is_ours(entry.parent) and _is_ours(entry) and _is_whole(entry)):
         return None
     try:
-        found = load(entry)
+        found = _loaded(entry, (entry / "checksum").read_text())
         (entry / nickname).touch()
         os.utime(entry)
     except (OSError, RuntimeError):
         return None
     return found
+
+
+@lru_cache(maxsize=MAX_LOADED)
+def _loaded(entry: Path, checksum: str) -> RunLoop:
+    """The library, loaded once for all fits of this process that share it."""
+    del checksum
+    return load(entry)
 
 
 def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> None:
@@ -90,9 +111,14 @@ def make(entry: Path, loop: Loop, inputs: Sequence[Tensor], *, threads: int) -> 
     """
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix="building-") as work:
+        if not _is_ours(entry.parent):
+            raise BuildError(
+                f"other users can write to {entry.parent}, and its libraries would be run: set TAUT_CACHE to one of your own"
+            )
+        _forget_abandoned(entry.parent)
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=BUILDING, ignore_cleanup_errors=True) as work:
             made = Path(work) / "loop"
-            made.mkdir()
+            made.mkdir(mode=0o700)
             build(loop, inputs, made, threads=threads)
             (made / "checksum").write_text(_checksum(made))
             _put(made, entry)
@@ -121,15 +147,34 @@ def _put(made: Path, entry: Path) -> None:
     try:
         made.rename(entry)
     except OSError:
-        # Another process has put it there, or the folder there is damaged.
+        # Another process has put it there, or what is there is damaged: a folder, a file or a link to nothing.
         if not _is_whole(entry):
-            shutil.rmtree(entry, ignore_errors=True)
+            discard(entry)
             made.rename(entry)
+
+
+def discard(entry: Path) -> None:
+    """Removes a file, a folder or a link, if it is there."""
+    if entry.is_symlink() or not entry.is_dir():
+        entry.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this user alone can write to the folder, whose libraries are run."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    if not hasattr(os, "getuid"):
+        return True
+    return found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _is_whole(entry: Path) -> bool:
     try:
-        return (entry / "checksum").read_text() == _checksum(entry)
+        return (entry / "checksum").read_bytes() == _checksum(entry).encode() and (entry / "loop.so").is_file()
     except OSError:
         return False
 
@@ -141,13 +186,26 @@ def _checksum(entry: Path) -> str:
     return digest.hexdigest()
 
 
+def _forget_abandoned(folder: Path) -> None:
+    """Removes what processes that were killed have left: unfinished compilations, orders and messages, by age."""
+    for left in folder.iterdir():
+        if left.name.startswith(BUILDING) or left.suffix in (".order", ".failure"):
+            with suppress(OSError):
+                if abs(time.time() - left.lstat().st_mtime) > MAX_BUILDING_AGE:
+                    discard(left)
+
+
 def _forget_oldest(keep: Path) -> None:
-    entries = sorted((e for e in keep.parent.iterdir() if (e / "checksum").exists()), key=lambda e: e.stat().st_mtime)
-    sizes = {e: sum(file.stat().st_size for file in e.iterdir()) for e in entries}
-    total = sum(sizes.values())
-    for old in entries:
+    sizes: dict[Path, tuple[float, int]] = {}
+    for entry in keep.parent.iterdir():
+        # Another process may remove it meanwhile.
+        with suppress(OSError):
+            if (entry / "checksum").exists():
+                sizes[entry] = entry.stat().st_mtime, sum(file.stat().st_size for file in entry.iterdir())
+    total = sum(size for _, size in sizes.values())
+    for old, (_, size) in sorted(sizes.items(), key=lambda found: found[1][0]):
         if total <= MAX_BYTES:
             break
         if old != keep:
             shutil.rmtree(old, ignore_errors=True)
-            total -= sizes[old]
+            total -= size
