@@ -31,6 +31,7 @@ from .divergence import DivergedError
 from .plan import FitPlan, Workspace, cosine
 from .restarts import begin_at, checked_start
 from .route import Attempt, Route, follow
+from .text import fit_html, fit_summary, fit_text
 
 __all__ = ["DivergedError", "Fit", "NonFiniteLossError", "cosine", "fit", "result_of"]
 
@@ -55,6 +56,16 @@ class Fit:
     """State of the param store at the end."""
     route: tuple[Attempt, ...] = ()
     """What was tried, in order: the name, the seconds, the ELBO that it reached, and why it ended or gave way."""
+
+    def __repr__(self) -> str:
+        return fit_text(self)
+
+    def _repr_html_(self) -> str:
+        return fit_html(self)
+
+    def summary(self, x: Any = None, *, verdict: Any = None, draws: int = 4000, seed: int = 0) -> Any:
+        """A DataFrame with a row for each latent: mean, sd, quantiles and colours of `verdict`; arguments as `fit_summary`."""
+        return fit_summary(self, x, verdict=verdict, draws=draws, seed=seed)
 
 
 @checked
