@@ -98,7 +98,7 @@ def follow(
         losses, stop = _solve(plan, workspace, plan.optimiser, deadline)
     else:
         name = getattr(plan.optimiser, "__name__", type(plan.optimiser).__name__)
-        rate = choose_rate(plan, workspace.batch, lr)
+        rate = choose_rate(plan, workspace.batch, lr, deadline=deadline)
         if seconds is not None:
             left = max(deadline - time.perf_counter(), MIN_SECONDS)
             plan = replace(plan, rules=(*plan.rules, MaxSeconds(left)))
