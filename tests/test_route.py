@@ -90,7 +90,9 @@ def _moments(guide):
     return q.mean.detach(), q.variance.sqrt().detach()
 
 
-@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize(
+    "name", ["AutoNormal", *(pytest.param(n, marks=pytest.mark.slow) for n in GUIDES if n != "AutoNormal")]
+)
 def test_a_poisson_regression_with_groups(name):
     """Latents with supports, inside and outside plates. No other start comes to a higher ELBO."""
     group = torch.arange(ROWS) % 4
