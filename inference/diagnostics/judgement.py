@@ -36,7 +36,7 @@ SURE = 4.5
 """Standard errors of a difference that is certain: by chance one in 150 000."""
 MAX_CORRECTED_ERROR = 0.75
 """Largest difference of corrected moments from another estimate, as a share of the limit on the error."""
-MAX_ERROR_OF_DECISION = 0.5
+MAX_ERROR_OF_DECISION = 0.3
 """Largest standard error with which an estimate decides, as a share of the limit on the error."""
 MIN_DIM_FOR_MOVES_ALONE = 11
 """Dimensions from which moves decide alone. In fewer, weights of wide draws fail only for a posterior that moves do not cross

@@ -27,7 +27,7 @@ MAX_KEPT = 0.35
 """Largest correlation of a scalar before and after the moves with which the chains count as independent of their start."""
 MAX_TREND = 4.5
 """Standard errors between two successive states of all chains that count as a drift that has not ended."""
-MAX_CHAINS, MIN_CHAINS = 1000, 200
+MAX_CHAINS, MIN_CHAINS = 600, 200
 MOVES, LEAPFROG, KEPT = 18, 5, 8
 """Moves of each chain, steps of each move, and the number of last states that are kept."""
 MAX_STATE_NUMBERS = 250_000
