@@ -249,8 +249,8 @@ KINDS: dict[str, tuple[str, ...]] = defaultdict(
         "gaps": ("global", "local", "amortized"),
         "fit": ("global", "local", "amortized", "plain", "auto"),
         "loo": ("global",),
-        "stein_check": ("global", "plain"),
-        "kernel_stein_discrepancy": ("global", "plain"),
+        "stein_check": ("global",),
+        "kernel_stein_discrepancy": ("global",),
     },
 )
 """The pairs that a function takes."""

@@ -209,7 +209,7 @@ def _fits_parts(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:
         return isinstance(value, type) and issubclass(value, inner[0])
     if origin is collections.abc.Callable:
         return callable(value)
-    return isinstance(value, origin | Tensor | np.ndarray | tuple | range)
+    return isinstance(value, origin | Tensor | np.ndarray | tuple | list | range)
 
 
 def _is_boolean(value: Any) -> bool:
@@ -223,6 +223,8 @@ def _is_integer(value: Any) -> bool:
 
 def _is_real(value: Any) -> bool:
     single = isinstance(value, int | float | np.integer | np.floating | Fraction) or getattr(value, "ndim", 1) == 0
+    if isinstance(value, complex | np.complexfloating) or "complex" in str(getattr(value, "dtype", "")):
+        return False
     try:
         return single and not _is_boolean(value) and isfinite(float(value))
     except (OverflowError, TypeError, ValueError, RuntimeError):

@@ -25,6 +25,7 @@ import typing
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import is_dataclass
 from functools import cache
 from math import isfinite
@@ -34,6 +35,7 @@ from zlib import crc32
 
 import hypothesis
 import torch
+import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from input_calls import KINDS, PACKAGES, Subject, subjects
@@ -43,11 +45,12 @@ from typer.testing import CliRunner
 
 import inference
 from inference.cli import app
+from inference.cli.names import UsageError
 
 __all__ = ["OUTCOMES", "Outcome", "command_outcomes", "function_outcomes", "subjects"]
 
 OUTCOMES = ("right", "refused", "obscure", "silent", "hang")
-LIMIT = 30
+LIMIT = 120
 """Seconds after which a call counts as a hang."""
 
 
@@ -68,7 +71,7 @@ class _HangError(BaseException):
 MAY_BE_NAN = {
     "Stop.distance", "Run.best", "Run.evidence", "Run.elbo", "Verdict.ess", "Verdict.khat", "Evidence.khat", "Importance.khat",
     "Importance.khat_per_datum", "Bounds.divergence", "Bounds.mean", "Bounds.sd", "Estimator.squared_bias",
-    "Estimator.squared_bias_se", "LOO.khat", "psis", "Coverage.share", "Scalars.draws",
+    "Estimator.squared_bias_se", "LOO.khat", "kl", "psis", "Coverage.share", "Scalars.draws",
 }  # fmt: skip
 """Fields whose documentation says when they are NaN or infinite."""
 
@@ -187,30 +190,42 @@ def calls(subject: Subject) -> st.SearchStrategy[tuple[str, dict[str, str]]]:
     pairs = []
     for name in names:
         apt = [value for value in sorted(NAMED) if fits(hints.get(name, Any), NAMED[value](), subject.learns)]
-        value = st.sampled_from(sorted(NAMED)) | st.sampled_from(apt) if apt else st.sampled_from(sorted(NAMED))
+        anything = st.sampled_from(sorted(NAMED))
+        value = anything | st.sampled_from(apt) | st.sampled_from(apt) if apt else anything
         pairs.append(st.tuples(st.just(name), value))
     return st.tuples(kinds, st.lists(st.one_of(pairs), min_size=1, max_size=2, unique_by=lambda drawn: drawn[0]).map(dict))
 
 
-def function_outcomes(total: int, seed: int, only: str | None = None) -> list[Outcome]:
-    """Outcomes of `total` calls, shared out to the functions by the time that a call takes and the number of arguments."""
+def function_outcomes(total: int, seed: int, only: str | None = None, jobs: int = 1) -> list[Outcome]:
+    """Outcomes of `total` calls, shared out to the functions by the time that a call takes and the number of arguments.
+
+    Raises:
+        AssertionError: if a call with right arguments fails, so that nothing would be learned from the others.
+    """
     chosen = [subject for subject in subjects() if only is None or re.fullmatch(only, subject.name)]
     for subject in chosen:
-        begin = time.perf_counter()
-        with contextlib.suppress(Exception), contextlib.redirect_stderr(io.StringIO()):
-            subject.call(subject.right(KINDS[subject.name][0]))
-        seconds = time.perf_counter() - begin
-        subject.weight = min(4.0, max(1.0, len(subject.options) / 2)) * min(1.0, max(0.1, 0.03 / max(seconds, 1e-3)))
+        seconds = 0.0
+        for kind in KINDS[subject.name]:
+            begin = time.perf_counter()
+            first = called(subject, kind, {})
+            seconds = time.perf_counter() - begin
+            assert first.kind == "right" or "NotConverged" in first.detail or "install" in first.detail, (
+                f"the right call fails: {first}"
+            )
+        work = 3 if inspect.isfunction(subject.function) else 1
+        subject.weight = work * len(subject.options) ** 0.5 * min(1.0, max(0.1, 0.05 / max(seconds, 1e-3)))
     whole = sum(subject.weight for subject in chosen)
-    found: list[Outcome] = []
-    for subject in chosen:
-        count = max(1, round(total * subject.weight / whole))
-        generate(
-            calls(subject),
-            count,
-            seed + crc32(subject.name.encode()),
-            lambda drawn, subject=subject: found.append(called(subject, *drawn)),
-        )
+    tasks = [(subjects().index(one), max(1, round(total * one.weight / whole)), seed) for one in chosen]
+    if jobs == 1:
+        return [outcome for task in tasks for outcome in outcomes_of(*task)]
+    with ProcessPoolExecutor(jobs) as pool:
+        return [outcome for part in pool.map(outcomes_of, *zip(*tasks, strict=True)) for outcome in part]
+
+
+def outcomes_of(position: int, count: int, seed: int) -> list[Outcome]:
+    """Outcomes of `count` calls of the function at `position` in `subjects`, in any process."""
+    subject, found = subjects()[position], list[Outcome]()
+    generate(calls(subject), count, seed + crc32(subject.name.encode()), lambda drawn: found.append(called(subject, *drawn)))
     return found
 
 
@@ -310,7 +325,11 @@ def command_outcome(command: str, changes: Mapping[str, str], out: Path) -> Outc
         return Outcome(kind, f"taut {command}", label, detail)
     text = " ".join(result.output.split())
     if result.exit_code:
-        clear = "rror" in text or "Usage" in text
+        cause: BaseException | None = result.exception
+        while isinstance(cause, SystemExit | typer.Exit):
+            cause = cause.__context__
+        known = cause is None or isinstance(cause, UsageError) or ours(cause)
+        clear = "Usage" in text or ("rror" in text and known)
         return Outcome("refused" if clear else "obscure", f"taut {command}", label, text[-160:])
     if re.search(r"(?<![\w-])(nan|inf)(?!\w)", text):
         return Outcome("silent", f"taut {command}", label, text[:300])
@@ -323,6 +342,27 @@ def _out(command: str) -> list[str]:
     return [option.opts[0] for option in typer.main.get_command(app).commands[command].params]  # type: ignore[attr-defined]
 
 
+def _right_values(option: str) -> st.SearchStrategy[str]:
+    """Strategy for values that an option may take."""
+    counts = ("1", "2", "5")
+    known = {
+        "--model": ("GaussianMean", "LocalGaussian", "EightSchools", "BetaBernoulli", "Funnel"),
+        "--guide": ("Prior", "Global(FullRank)", "AutoNormal", "Global(LowRank(2))", "Local(MeanField)", "AutoDelta"),
+        "--guides": ("Global(FullRank)", "AutoNormal, Global(MeanField)", "Local(MeanField), Local(FullRank)", "AutoDelta"),
+        "--objective": ("TraceELBO", "StickingTheLanding(8)", "IWAE(5)", "ScoreFunction", "AnalyticELBO"),
+        "--objectives": ("TraceELBO, IWAE(2)", "ScoreFunction"),
+        "--optimiser": ("Adam", "SGD(momentum=0.9)", "DoG", "FixedDraws", "NaturalGradient"),
+        "--optimisers": ("Adam, DoG", "FixedDraws"),
+        "--stop": ("MaxSteps(3)", "MaxSeconds(0.1)", "MaxSteps(2), MaxSeconds(1)"),
+        "--start": ("FromPrior", "FromInit"),
+        "--lr": ("0.1", "1e-3", "1e10"),
+        "--data": ("diabetes",),
+        "--seed": ("0", "7", "9223372036854775807"),
+        "--overwrite": ("",),
+    }
+    return st.sampled_from(known.get(option, counts))
+
+
 def command_outcomes(total: int, seed: int) -> list[Outcome]:
     """Outcomes of `total` command lines."""
     found: list[Outcome] = []
@@ -332,7 +372,8 @@ def command_outcomes(total: int, seed: int) -> list[Outcome]:
             if not names:
                 found.append(command_outcome(command, {}, Path(folder)))
                 continue
-            one = st.dictionaries(st.sampled_from(names), st.sampled_from(OPTION_VALUES), min_size=1, max_size=2)
+            pairs = [st.tuples(st.just(name), st.sampled_from(OPTION_VALUES) | _right_values(name)) for name in names]
+            one = st.lists(st.one_of(pairs), min_size=1, max_size=2, unique_by=lambda drawn: drawn[0]).map(dict)
             use = lambda drawn, command=command: found.append(command_outcome(command, drawn, Path(folder, command)))  # noqa: E731
             generate(one, total // (len(COMMANDS) - 1), seed, use)
     return found
@@ -358,11 +399,12 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=20_000, help="calls of functions")
     parser.add_argument("--commands", type=int, default=1500, help="command lines")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the functions")
     parser.add_argument("--only", help="a pattern for the names of functions")
     parser.add_argument("--write", type=Path, help="the document whose table is replaced")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = function_outcomes(chosen.inputs, chosen.seed, chosen.only) if chosen.inputs else []
+    found = function_outcomes(chosen.inputs, chosen.seed, chosen.only, chosen.jobs) if chosen.inputs else []
     found += command_outcomes(chosen.commands, chosen.seed) if chosen.commands else []
     examples: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
     for outcome in found:

@@ -37,9 +37,10 @@ def counts(name: str, values: Any, *, empty: bool = False) -> tuple[int, ...]:
     is_row = values.ndim == 1 if isinstance(values, np.ndarray) else isinstance(values, Sequence)
     if not is_row or isinstance(values, str | bytes | Tensor):
         raise TypeError(f"{name} must be a sequence of integers, but is {values!r}.")
-    if not (len(values) or empty):
-        raise ValueError(f"{name} must have at least one entry.")
-    return tuple(count(f"each of {name}", value) for value in values)
+    found = tuple(count(f"{name}[{i}]", value, least=0) for i, value in enumerate(values))
+    if 0 in found or not (found or empty):
+        raise ValueError(f"{name} must be positive, {'' if empty else 'at least one, '}but are {found}.")
+    return found
 
 
 def number(name: str, value: Any, *, above: float = -inf, below: float = inf) -> float:

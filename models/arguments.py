@@ -75,7 +75,7 @@ def number(name: str, value: Any, *, above: float = -inf, below: float = inf) ->
         raise TypeError(f"{name} must be a number, but is {shown(value)}.")
     found = as_number(name, value)
     if not found > above:
-        raise ValueError(f"{name} must be {'positive' if above == 0 else f'above {above:g}'}, but is {found}.")
+        raise ValueError(f"{name} must be {'positive and finite' if above == 0 else f'above {above:g}'}, but is {found}.")
     if not found < below:
         raise ValueError(f"{name} must be below {below:g}, but is {found}.")
     return found
@@ -93,9 +93,9 @@ def counts(name: str, values: Any, *, empty: bool = False) -> tuple[int, ...]:
     is_row = values.ndim == 1 if isinstance(values, Tensor | np.ndarray) else isinstance(values, Sequence)
     if not is_row or isinstance(values, str | bytes):
         raise TypeError(f"{name} must be a sequence of integers, but is {shown(values)}.")
-    found = tuple(count(f"{name}[{i}]", value) for i, value in enumerate(values))
-    if not (found or empty):
-        raise ValueError(f"{name} must have at least one entry.")
+    found = tuple(count(f"{name}[{i}]", value, least=0) for i, value in enumerate(values))
+    if 0 in found or not (found or empty):
+        raise ValueError(f"{name} must be positive, {'' if empty else 'at least one, '}but are {found}.")
     return found
 
 
@@ -121,7 +121,7 @@ def seed_of(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, but is {shown(value)}.")
     found = as_integer(name, value, most=MAX_SEED)
     if found < 0:
-        raise ValueError(f"{name} must not be negative, but is {found}.")
+        raise ValueError(f"{name} must be from 0 to 2**64 - 1, but is {found}.")
     return found
 
 

@@ -268,7 +268,7 @@ def test_encoder_shapes(encoder, shape):
         (lambda: LowRank(0), "rank must be at least 1"),
         (lambda: Blocks(2, 0), "sizes must be positive"),
         (lambda: Blocks(2, 2).over(3), "add up to 4, but the latents have 3"),
-        (lambda: MLP((0,)), "widths must be positive"),
+        (lambda: MLP((0,)), "hidden must be positive"),
     ],
 )
 def test_bad_options(make, message):

@@ -346,10 +346,10 @@ class TestRange:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VAE((4,), 0), "latents and every side of data_shape must be positive"),
+        (lambda: VAE((4,), 0), "latents must be at least 1"),
         (lambda: VAE((), 2), "data_shape must be positive"),
-        (lambda: decoders.MLP((0,)), "widths must be positive"),
-        (lambda: decoders.Conv(()), "channels must be positive, at least one layer"),
+        (lambda: decoders.MLP((0,)), "hidden must be positive"),
+        (lambda: decoders.Conv(()), "channels must be positive, at least one"),
         (lambda: Conv((0,)), "channels must be positive"),
         (lambda: observations.Gaussian(0.0), "scale must be positive and finite"),
         (lambda: observations.DiscretisedLogistic(1), "levels must be at least 2"),

@@ -57,7 +57,9 @@ class SemiAmortized(Amortized):
         plate: str = "data",
     ) -> None:
         super().__init__(model, family, encoder, plate=plate)
-        steps, draws = count("SemiAmortized: steps", steps), count("SemiAmortized: draws", draws)
+        steps, draws = count("SemiAmortized: steps", steps, least=0), count("SemiAmortized: draws", draws)
+        if steps == 0:
+            raise ValueError("SemiAmortized: steps must be at least 1, but is 0: without steps, use Amortized.")
         lr, training = number("SemiAmortized: lr", lr, above=0), flag("SemiAmortized: training", training)
         if family.discrete:
             raise ValueError(

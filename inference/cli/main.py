@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..fitting.divergence import DivergedError
 from ..fitting.fit import NonFiniteLossError
+from ..programs.validation import raised_here
 from . import names
 
 __all__ = ["app", "console", "reporting_errors"]
@@ -69,7 +70,9 @@ def reporting_errors() -> Iterator[None]:
     """Prints the message of an expected error without its traceback. Exit code 2 for bad input, 1 for a failed fit."""
     try:
         yield
-    except (DivergedError, NonFiniteLossError, TypeError, ValueError, OSError) as error:
+    except (DivergedError, NonFiniteLossError, RuntimeError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, RuntimeError) and not raised_here(error):
+            raise
         errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1 if isinstance(error, DivergedError | NonFiniteLossError) else 2) from None
 

@@ -23,6 +23,7 @@ from models.datasets import Dataset
 
 from .. import objectives, optimisers, starting, stopping
 from ..optimisers import JointStep, Solver
+from ..programs.validation import naming
 from ..starting import Start
 from ..stopping import Rule, When
 
@@ -222,7 +223,8 @@ def _part(node: ast.expr) -> Any:
 def _made(expression: Expression, kind: Any) -> Any:
     literals = [_literal(argument) for argument in expression.args]
     _check_call(expression, kind, *literals)
-    return kind(*literals, **expression.kwargs)
+    with naming(expression.text, kind, ()):
+        return kind(*literals, **expression.kwargs)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -250,4 +252,8 @@ def _check_call(expression: Expression, function: Callable[..., Any], *args: Any
 
 
 def _factory(source: Callable[..., Any], parts: list[Any], kwargs: dict[str, Any]) -> Callable[[Any], Any]:
-    return lambda model: source(model, *parts, **kwargs)
+    def make(model: Any) -> Any:
+        with naming("guide", source, (*parts, *kwargs.values())):
+            return source(model, *parts, **kwargs)
+
+    return make

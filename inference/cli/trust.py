@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Annotated
 
 import typer
@@ -48,8 +49,12 @@ def trust_fit(
     fitted = fit_pair(instance, names.parse_guide(guide), x, seed=seed, progress=console.is_terminal, **method)
     verdict = trust(fitted, x, draws=draws, seed=seed)
     columns = ("quantity", "decision", "evidence", "next step")
-    quality = f"Pareto k̂ = {verdict.khat:.2f}, {verdict.ess:.0f} effective draws"
+    quality = f"Pareto k̂ = {verdict.khat:.2f}, {_count(verdict.ess)} effective draws"
     table = plain_table(f"{title}: {guide}\n{quality}", *columns, text=len(columns), show_lines=True)
     for row in verdict.to_frame().to_dict("records"):
         table.add_row(*(str(value) for value in row.values()))
     console.print(table)
+
+
+def _count(value: float) -> str:
+    return "no" if isnan(value) else f"{value:.0f}"

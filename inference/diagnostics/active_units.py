@@ -19,6 +19,8 @@ def active_units(guide: Guide, x: Tensor, *, seed: int = 0) -> Tensor:
 
     Reference: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders" (2016), section 5.3.
     """
+    if not guide.local:
+        raise ValueError(f"active_units: {type(guide).__name__} has one q for all data: use a guide with one for each datum.")
     if x.dim() == 0 or len(x) < 2:
         raise ValueError(f"active_units: x needs at least two rows, for a variance over them, but has shape {tuple(x.shape)}.")
     check_data(guide.model, (x,))

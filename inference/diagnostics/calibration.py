@@ -20,7 +20,7 @@ from ..programs.arguments import checked
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import quantities, scalars
-from ..programs.validation import check_count
+from ..programs.validation import check_count, naming
 
 __all__ = ["Calibration", "calibration"]
 
@@ -125,11 +125,16 @@ def calibration(
     calibration" (2018); Yao, Vehtari, Simpson & Gelman (2018), section 3.
     """
     check_count(simulations=simulations, draws=draws)
+
+    def posterior(x: Tensor) -> Any:
+        with naming("q", q, (x,)):
+            return q(x)
+
     if isinstance(model, LocalModel):
         h, x = model.simulate(simulations, seed=seed)
         with isolated(seed + 1):
             truth = _named(h)
-            sampled = _sampled(model, q(x), x, draws, truth)
+            sampled = _sampled(model, posterior(x), x, draws, truth)
         return _ranked(model, truth, sampled, draws)
     if rows is None:
         raise ValueError(
@@ -141,7 +146,7 @@ def calibration(
         h, x = model.simulate(rows, seed=seed + simulation)
         with isolated(seed + simulation):
             truths.append(_named(h))
-            each.append(_sampled(model, q(x), x, draws, truths[-1]))
+            each.append(_sampled(model, posterior(x), x, draws, truths[-1]))
     truth = {name: torch.stack([one[name] for one in truths]) for name in truths[0]}
     sampled = {name: torch.stack([one[name] for one in each], 1) for name in truth}
     return _ranked(model, truth, sampled, draws)

@@ -107,6 +107,8 @@ def loo(
             f"the log densities of site {names[0]!r} have shape {tuple(pointwise.shape[1:])} for each draw, but loo needs one "
             "for each datum: it is for data that are independent given h."
         )
+    if pointwise.shape[1] < 2:
+        raise ValueError("loo: x needs at least two rows, for a standard error over them, but has one.")
     total = found.total
     log_p, log_q = (total.log_likelihood + total.log_prior).double(), total.log_q.double()
     each, khat = leave_one_out_density(log_p, log_q, pointwise)

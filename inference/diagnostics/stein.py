@@ -63,10 +63,13 @@ def stein_check(
     directions = torch.linalg.eigh(score[:half].mT @ score[:half] / half).eigenvectors
     along = score[half:] @ directions
     across = (u[half:] @ directions) * along + 1
-    return SteinCheck(
+    found = SteinCheck(
         torch.cat([_z(score, chains), _z(along, max(1, chains // 2))]),
         torch.cat([_z(u * score + 1, chains), _z(across, max(1, chains // 2))]),
     )
+    if not (found.score.isfinite().all() and found.stein.isfinite().all()):
+        raise ValueError("stein_check: the model's score is not finite, or has no spread, at these draws: check x and draws.")
+    return found
 
 
 def _z(value: Tensor, chains: int) -> Tensor:

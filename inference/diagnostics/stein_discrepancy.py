@@ -70,6 +70,8 @@ def kernel_stein_discrepancy(
     kernel = (
         score @ score.mT * base**-0.5 + along.sum(-1) * base**-1.5 + u.shape[-1] * base**-1.5 - 3 * (base - 1) * base**-2.5
     )
+    if not kernel.isfinite().all():
+        raise ValueError("kernel_stein_discrepancy: the model's score is not finite, or h has no spread: check x and h.")
     kernel.fill_diagonal_(0.0)
     value = float(kernel.sum() / (draws * (draws - 1)))
     with isolated(seed):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..programs.validation import naming
+
 __all__ = ["Batch", "Batches"]
 
 
@@ -81,6 +83,8 @@ class Batches(Iterator[Batch]):
 
     def of(self, index: Tensor | None) -> Batch:
         """The batch of the rows `index`, or of all rows."""
+        if not self.args:
+            return Batch((), {})
         if index is None:
             return Batch((*map(self._transformed, self.args[:1]), *self.args[1:]), self.kwargs)
         x, *others = (value[index] for value in self.args)
@@ -89,7 +93,8 @@ class Batches(Iterator[Batch]):
     def _transformed(self, x: Any) -> Any:
         if self.transform is None:
             return x
-        found = self.transform(x)
+        with naming("transform", self.transform, (x,)):
+            found = self.transform(x)
         if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
             got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"transform must return one row for each of the {len(x)} rows of x, but returned {got}.")

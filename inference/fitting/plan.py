@@ -28,7 +28,15 @@ from ..stopping import Rule
 from .default_objective import lowest_variance_objective
 from .per_parameter import as_maker
 from .run import LiveRun
-from .setup import check_keywords, check_method, check_optimiser, collect_parameters, gradients_restored, own_nan_check
+from .setup import (
+    check_keywords,
+    check_method,
+    check_objective,
+    check_optimiser,
+    collect_parameters,
+    gradients_restored,
+    own_nan_check,
+)
 
 __all__ = ["FitPlan", "Workspace", "cosine"]
 
@@ -111,6 +119,7 @@ class FitPlan:
             check_data(self.model, self.args)
         if self.batch_size is not None:
             check_minibatch(self.model, self.guide, self.args, self.batch_size)
+        check_objective(self.objective, self.args)
         check_method(self.objective, self.optimiser, repeatable=self.batch_size is None and self.transform is None)
         custom = self.schedule not in (None, cosine) and not isinstance(self.optimiser, Solver)
         if custom and (self.sets_rate or self.steps is None):
@@ -143,8 +152,7 @@ class FitPlan:
         batches, rows = Batches(self.args, self.batch_size, self.transform, keywords), LocalRows()
         new = batch is None
         if batch is None:
-            with naming("transform", self.transform or self.model, self.args[:1]):
-                batch = batches.peek()
+            batch = batches.peek()
             if self.transform is not None:
                 check_data(self.model, batch.args)
         plain = self.objective is None or isinstance(self.objective, Trace_ELBO | TraceELBO)

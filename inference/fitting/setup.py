@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ from ..programs.isolation import without_validation
 from ..programs.separation import make_learnable
 from ..programs.validation import check_pair
 
-__all__ = ["check_keywords", "check_method", "check_optimiser", "collect_parameters", "gradients_restored", "own_nan_check"]
+__all__ = [
+    "check_keywords",
+    "check_method",
+    "check_objective",
+    "check_optimiser",
+    "collect_parameters",
+    "gradients_restored",
+    "own_nan_check",
+]
 
 
 def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
@@ -50,6 +59,18 @@ def check_keywords(kwargs: Any, args: tuple[Any, ...], optimiser: Any, *, miniba
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.dim() and len(value) == len(args[0]):
             raise ValueError(f"{name!r} has a row for each datum, which batch_size does not cut in kwargs: pass it in x.")
+
+
+def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
+    """Raises a TypeError for a function that takes neither the arguments of an objective nor those of a loss of Pyro."""
+    if not inspect.isroutine(objective):
+        return
+    takes = inspect.signature(objective)
+    for given in ((None, None, args, {}), (None, None, *args)):
+        with suppress(TypeError):
+            takes.bind(*given)
+            return
+    raise TypeError(f"objective must take model, guide, args and kwargs, but {objective.__name__} takes {takes}.")
 
 
 def check_optimiser(optimiser: Optimizer, rows: LocalRows) -> None:

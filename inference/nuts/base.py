@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..programs.log_joint import LogJoint
 
-__all__ = ["MAX_DENSE_DIM", "Chains", "Length", "Sampler", "start"]
+__all__ = ["MAX_DENSE_DIM", "Chains", "Length", "Sampler", "package", "start"]
 
 MAX_DENSE_DIM = 50
 """Dimensions up to which a full mass matrix is adapted; above, only its diagonal."""
@@ -40,6 +41,20 @@ class Sampler(Protocol):
     """Draws from the density of a `LogJoint`. Called inside `isolated`."""
 
     def __call__(self, joint: LogJoint, length: Length, /) -> Chains: ...
+
+
+def package(name: str) -> Any:
+    """The module of an optional package.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed; the message says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"this sampler needs the package {error.name}: install taut with the extra bench, or use pyro_nuts."
+        ) from None
 
 
 def start(joint: LogJoint, chains: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from ..programs.arguments import checked
 from ..programs.isolation import seed_all
 from ..programs.log_joint import LogJoint
-from .base import MAX_DENSE_DIM, Chains, Length, start
+from .base import MAX_DENSE_DIM, Chains, Length, package, start
 
 __all__ = ["double_precision", "numpyro_nuts", "vectorised_potential"]
 
@@ -28,7 +27,7 @@ def numpyro_nuts(joint: LogJoint, length: Length) -> Chains:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        jax, infer = import_module("jax"), import_module("numpyro.infer")
+        jax, infer = package("jax"), package("numpyro.infer")
         with double_precision(jax), joint.evaluated():
             kernel = infer.NUTS(
                 potential_fn=vectorised_potential(jax, joint),

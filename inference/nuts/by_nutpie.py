@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import numpy as np
 import torch
 
 from ..programs.arguments import checked
 from ..programs.log_joint import LogJoint
-from .base import MAX_DENSE_DIM, Chains, Length, start
+from .base import MAX_DENSE_DIM, Chains, Length, package, start
 
 __all__ = ["nutpie_nuts"]
 
@@ -23,7 +21,7 @@ def nutpie_nuts(joint: LogJoint, length: Length) -> Chains:
 
     Reference: Seyboldt, Carlson & Carpenter, "Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence" (2026).
     """
-    nutpie, pyfunc = import_module("nutpie"), import_module("nutpie.compiled_pyfunc")
+    nutpie, pyfunc = package("nutpie"), package("nutpie.compiled_pyfunc")
     both = torch.func.grad_and_value(joint.at)
     starts = iter(start(joint, length.chains).double().numpy())
 

@@ -32,7 +32,7 @@ class JointStep(Optimizer):
         reach = number(f"{owner}: reach", reach, above=0)
         if lr is not None:
             number(f"{owner}: lr", lr)
-        params = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor | str) else []
+        params = list(params) if isinstance(params, Iterable) and not hasattr(params, "ndim") else []
         if not params or not all(isinstance(one, Tensor | dict) and (isinstance(one, dict) or one.is_leaf) for one in params):
             raise TypeError(f"{owner}: params must be parameters to optimise, at least one, all of them leaves.")
         super().__init__(params, {"lr": 1.0, "reach": reach})

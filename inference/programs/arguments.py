@@ -112,6 +112,8 @@ def _kind(hint: Any, name: str, others: Mapping[str, Any]) -> _Kind:
         return _SEED
     if hint in _PLAIN:
         return _PLAIN[hint]
+    if hint is Any and name in PROGRAMS:
+        return _function(object, name)
     if hint is Tensor:
         return _tensor(others)
     return _of_objects(hint, name) if not inner else _of_parts(origin, inner, name, others)
@@ -181,7 +183,7 @@ def _is_tuple(value: Any) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence | Tensor) or (type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1)
+    return value.ndim == 1 if isinstance(value, Tensor | np.ndarray) else isinstance(value, Sequence)
 
 
 def _sequence(hint: Any, name: str, others: Mapping[str, Any]) -> _Kind:
@@ -222,6 +224,8 @@ def _tensor(others: Mapping[str, Any]) -> _Kind:
 
 
 def _is_tensor_like(value: Any) -> bool:
+    if isinstance(value, np.generic):
+        return False
     return isinstance(value, Tensor | list) or (
         type(value).__module__.split(".")[0] in ("numpy", "pandas") and hasattr(value, "__array__")
     )

@@ -13,6 +13,7 @@ from models import Model
 
 from .arguments import checked
 from .bound import unwrap
+from .validation import naming
 
 __all__ = ["Scalars", "quantities", "scalars"]
 
@@ -51,4 +52,7 @@ def scalars(values: Mapping[str, Tensor]) -> Scalars:
 def quantities(model: Callable[..., Any], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The quantities of interest at draws of the latents: the model's `quantities`, or a plain model's latents."""
     own = unwrap(model)
-    return own.quantities(h) if isinstance(own, Model) else dict(h)
+    if not isinstance(own, Model):
+        return dict(h)
+    with naming("model's quantities", own, (dict(h),)):
+        return own.quantities(h)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +27,17 @@ from .masked_data import fill_hidden_data
 from .separation import separated
 from .traced_pairs import runs_the_model, trace_pair
 
-__all__ = ["as_args", "check_count", "check_data", "check_draws", "check_minibatch", "check_pair", "check_rate", "naming"]
-
+__all__ = [
+    "as_args",
+    "check_count",
+    "check_data",
+    "check_draws",
+    "check_minibatch",
+    "check_pair",
+    "check_rate",
+    "naming",
+    "raised_here",
+]
 
 OWN_PACKAGES = frozenset({"guides", "inference", "models"})
 
@@ -144,7 +154,7 @@ def naming(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Ite
     try:
         yield
     except Exception as error:
-        if _raised_here(error):
+        if raised_here(error):
             raise
         given = ", ".join(shown(value) for value in args) or "no arguments"
         said = str(error).split("\nTrace Shapes:")[0].strip()
@@ -153,19 +163,21 @@ def naming(role: str, program: Callable[..., Any], args: tuple[Any, ...]) -> Ite
         raise kind(f"{what}: {type(error).__name__}: {said}") from error
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether an error was raised by the code of this suite, whose messages say what to do, rather than by what it calls."""
+def raised_here(error: BaseException) -> bool:
+    """Whether an error comes from a `raise` of this suite, whose messages say what to do, rather than from what it calls."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").split(".")[0] not in OWN_PACKAGES:
+        return False
+    return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).lstrip().startswith("raise")
 
 
 def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
     """Raises if the guide was built for another model, which it would run in place of this one."""
     own: Any = poutine.unwrap(unwrap(guide)) if runs_the_model(guide) else unwrap(guide)
     built_for_one = runs_the_model(guide) or isinstance(own, (Defensive, Guide, Posterior, Prior))
-    if built_for_one and origin(own.model) is not origin(model):
+    if built_for_one and origin(own.model) != origin(model):
         raise ValueError(
             f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
             f"{_name(unwrap(model))}."
