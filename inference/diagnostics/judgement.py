@@ -235,6 +235,8 @@ def _without_moment(estimates: Estimates, quantity: Quantity) -> str:
     """A sentence about a moment that may not exist; empty if all seem to."""
     if estimates.wider is None or quantity.name == "tails" or not estimates.references[1].reliable:
         return ""
+    if estimates.weighted.worst == -inf:  # q is proportional to the posterior where it draws, and may have heavy tails too
+        return ""
     # Errors of means are in units of sds, so means need them too.
     khat, name = estimates.wider.moment_khat(2)
     if khat <= 1.0:

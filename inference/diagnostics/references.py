@@ -30,7 +30,7 @@ MAX_TREND = 4.5
 MAX_CHAINS, MIN_CHAINS = 600, 200
 MOVES, LEAPFROG, KEPT = 18, 5, 8
 """Moves of each chain, steps of each move, and the number of last states that are kept."""
-MAX_STATE_NUMBERS = 250_000
+MAX_STATE_NUMBERS = 80_000
 """Chains times dimensions."""
 MAX_DATA_NUMBERS = 20_000_000
 """Chains times numbers in the data."""
