@@ -88,14 +88,15 @@ class Estimates:
 
     @property
     def reliable(self) -> list[Reference]:
-        """References that can be believed: q's own weights first, then the most precise."""
+        """References that can be believed, the most precise first."""
         good = [r for r in self.references if r.reliable]
         alone = good and all(r is self.references[-1] for r in good) and len(self.references) > 1
         if alone and self.wider is not None and self.dim < MIN_DIM_FOR_MOVES_ALONE:
             return []
-        # q and its own weights share their draws, so that their difference is the most precise.
         by_error = sorted(good, key=lambda r: float(torch.maximum(r.error.mean, r.error.sd).nan_to_num(inf).max()))
-        return sorted(by_error, key=lambda r: r is not self.own)
+        # With equal weights the difference between q and its own weighted draws has no noise.
+        exact = self.weighted.worst == -inf
+        return sorted(by_error, key=lambda r: not (exact and r is self.own))
 
     @property
     def khat(self) -> str:
