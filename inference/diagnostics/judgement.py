@@ -87,6 +87,11 @@ class Estimates:
         return self.references[0]
 
     @property
+    def exact(self) -> bool:
+        """Whether all weights are equal, so that the difference between q and its own weighted draws has no noise."""
+        return self.weighted.worst == -inf
+
+    @property
     def reliable(self) -> list[Reference]:
         """References that can be believed, the most precise first."""
         good = [r for r in self.references if r.reliable]
@@ -94,9 +99,7 @@ class Estimates:
         if alone and self.wider is not None and self.dim < MIN_DIM_FOR_MOVES_ALONE:
             return []
         by_error = sorted(good, key=lambda r: float(torch.maximum(r.error.mean, r.error.sd).nan_to_num(inf).max()))
-        # With equal weights the difference between q and its own weighted draws has no noise.
-        exact = self.weighted.worst == -inf
-        return sorted(by_error, key=lambda r: not (exact and r is self.own))
+        return sorted(by_error, key=lambda r: not (self.exact and r is self.own))
 
     @property
     def khat(self) -> str:
@@ -174,7 +177,7 @@ def _of_moments(estimates: Estimates, quantity: Quantity, step: str) -> Finding:
         return _finding(name, Decision.REFUSE, f"{reason} {quantity.unit}", step)
     errors = [reference.off(estimates.q, fields) for reference in references]
     worst, size = _largest(*errors[0])
-    noise = float(errors[0][1].max())
+    noise = 0.0 if estimates.exact and references[0] is estimates.own else float(errors[0][1].max())
     sure = any(bool((error - quantity.limit > SURE * se).any()) for error, se in errors[1:])
     by_mode = _by_modes(estimates, estimates.own if estimates.own.reliable else references[0], quantity)
     close = size <= quantity.limit and noise <= MAX_ERROR_OF_DECISION * quantity.limit and not sure
@@ -236,7 +239,7 @@ def _without_moment(estimates: Estimates, quantity: Quantity) -> str:
     """A sentence about a moment that may not exist; empty if all seem to."""
     if estimates.wider is None or quantity.name == "tails" or not estimates.references[1].reliable:
         return ""
-    if estimates.weighted.worst == -inf:  # q is proportional to the posterior where it draws, and may have heavy tails too
+    if estimates.exact:  # q is proportional to the posterior where it draws, and may have heavy tails too
         return ""
     # Errors of means are in units of sds, so means need them too.
     khat, name = estimates.wider.moment_khat(2)
