@@ -12,8 +12,9 @@ from torch import Tensor
 from ..evidence.psis import psis
 from ..programs.arguments import checked
 from ..programs.draws import draw_all
+from ..programs.free_coordinates import free_scalars
 from ..programs.isolation import isolated
-from ..programs.quantities import Scalars, quantities, scalars
+from ..programs.quantities import Scalars
 from ..programs.validation import as_args, check_count, check_data, check_pair
 from .propriety import improper_latents
 
@@ -161,7 +162,7 @@ def importance(
     local = found.per_datum
     joint = log_weights.sum(-1) if local else log_weights
     return Importance(
-        scalars=scalars(quantities(model, found.h)),
+        scalars=free_scalars(model, args, found.h),
         h=found.h,
         log_weights=joint,
         log_weights_per_datum=log_weights if local else None,
