@@ -11,7 +11,6 @@ from inference.diagnostics.whitened import mapped
 from inference.diagnostics.wider import wider_draws
 from inference.evidence.psis import psis
 
-
 CASES = all_cases()
 FAST = (
     "coin, 7 heads of 10",
