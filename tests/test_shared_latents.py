@@ -158,10 +158,10 @@ def test_every_source_away_from_the_posterior(model, source):
     by_model = isinstance(model, torch.nn.Module)
     found = iwae(model, guide, X, draws=4000 if by_model else 1500)
     assert found.value.shape == ()
-    assert abs(found.value - exact) < 5 * found.se < 1.0
+    assert abs(found.value - exact) < 5 * found.se < 2.0
     if source is not AutoNormal:
         found = ais(model, guide, X, temperatures=40, leapfrog=3, chains=100)
-        assert abs(found.value - exact) < 5 * found.se < 1.0
+        assert abs(found.value - exact) < 5 * found.se < 2.0
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ class TestGroups:
         if source is not AutoMultivariateNormal:
             found = ais(groups, guide, X, temperatures=40, leapfrog=3, chains=100)
             assert found.value.shape == ()
-            assert abs(found.value - exact) < 5 * found.se < 1.0
+            assert abs(found.value - exact) < 5 * found.se < 2.0
 
     @pytest.mark.slow
     @pytest.mark.parametrize("source", [Local, Structured])
