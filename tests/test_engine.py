@@ -454,7 +454,6 @@ def test_auto_leaves_a_program_that_counts_its_calls_to_pyro():
 GIVES_WAY = {
     "auto_spline_flow": "the size of a tensor depends on values",
     "own_generator": "keeps state between calls, in `generator`",
-    "random_number_of_sites": "while i < 3",
 }
 """Programs that are not captured, and why; others may have control flow in Pyro or torch that depends on a value."""
 
