@@ -21,6 +21,8 @@ from .propriety import improper_latents
 __all__ = ["Importance", "ImportanceEvidence", "Moments", "importance"]
 
 MIN_DRAWS = 100
+MIN_SHARE_OF_TAIL = 0.1
+"""Share of a sum that its largest terms, one in 500, must hold for their k̂ to count."""
 
 
 class Moments(NamedTuple):
@@ -105,7 +107,11 @@ class Importance:
         """The largest k̂ of the weighted |h − mean|^power over the scalars, and its scalar: above 1 it may have no mean."""
         weights = self.weights().log()
         off = (self.scalars.draws - self.corrected().mean).abs().clamp(min=1e-300).log()
-        khat = psis(weights + power * off)[1]
+        terms = weights + power * off
+        khat = psis(terms)[1]
+        # k̂ is the shape of a tail, without its size: one that holds little of the sum can do no harm.
+        top = terms.topk(max(1, len(terms) // 500), 0).values.logsumexp(0) - terms.logsumexp(0)
+        khat = khat.where(top.exp() > MIN_SHARE_OF_TAIL, -torch.inf)
         worst = int(khat.argmax())
         return float(khat[worst]), self.scalars.names[worst]
 
