@@ -43,7 +43,8 @@ class Case:
         self.x = x[:6]
         self.guide = Local(self.model, MeanField())
         self.done = inference.fit(self.model, self.guide, self.x, steps=3)
-        self.h = {"h": self.model.simulate(6, seed=0)[0].unsqueeze(0).expand(40, -1, -1)}
+        shape = self.model.simulate(6, seed=0)[0].shape
+        self.h = {"h": torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))}
         self.samples = torch.randn(2, 40, 2, generator=torch.Generator().manual_seed(0))
         self.weighted = diagnostics.importance(self.model, self.guide, self.x, draws=200)
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 
 from guides import Amortized, Guide
@@ -16,6 +15,7 @@ from ..evidence.joint_family import JointFamily
 from ..evidence.packed_guide import PackedGuide, packed_guide
 from ..evidence.packed_model import PackedModel
 from ..fitting.unseen import Ascent, ascend, log_weights
+from ..programs.isolation import without_validation
 
 __all__ = ["EncoderTraining", "Stages", "best_stages"]
 
@@ -75,7 +75,7 @@ def _trained(
     adam = torch.optim.Adam(parameters, lr=training.lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, training.steps)
     batches = Batches(args if training.data is None else training.data, training.batch_size)
-    with pyro.validation_enabled(False):
+    with without_validation():
         for _ in range(training.steps):
             batch = next(batches).args
             lam = twin.lambdas(batch[0]) if whole is None else whole.start

@@ -16,6 +16,7 @@ from models.base import data_plate
 from models.datasets import Dataset
 
 from ..programs.arguments import checked
+from ..programs.isolation import without_validation
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities
 from ..programs.validation import check_count
@@ -86,7 +87,7 @@ class DataSets(LocalModel):
         over_draws = torch.func.vmap(over_sets, in_dims=(0, None))
         h = h.expand(*h.shape[:-2], len(x), h.shape[-1])
         many = h.reshape(-1, *h.shape[-2:])
-        with pyro.validation_enabled(False):
+        with without_validation():
             try:
                 density: Tensor = over_draws(many, x)
             except LinAlgError:

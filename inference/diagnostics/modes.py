@@ -13,9 +13,9 @@ from torch import Tensor
 from guides import Prior
 
 from ..programs.draws import draw_all
+from ..programs.free_coordinates import free_scalars
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
-from ..programs.quantities import quantities, scalars
 from .importance import Moments
 from .whitened import Whitened, mapped
 
@@ -194,7 +194,7 @@ class _Climber:
         root = torch.linalg.cholesky(torch.linalg.inv(self._curvature(end)))
         z = end + torch.randn(DRAWS_PER_MODE, len(end), dtype=end.dtype) @ root.mT
         joint = self.space.joint
-        table = scalars(quantities(joint.model, joint.constrain(self.space.points(z)))).draws
+        table = free_scalars(joint.model, joint.args, joint.constrain(self.space.points(z))).draws
         at = {name: value[0] for name, value in joint.constrain(self.space.points(end.unsqueeze(0))).items()}
         return Mode(at, log_mass, share, Moments(table.mean(0), table.std(0)))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..evidence.psis import MAX_KHAT
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
-from ..programs.quantities import quantities, scalars
+from ..programs.quantities import Scalars, quantities, scalars
 from ..programs.validation import as_args
 from .drift import moved
 from .importance import Importance
@@ -98,7 +98,7 @@ def by_weights(by: str, weighted: Importance) -> Reference:
     return Reference(by, Estimated(mean, sd, low, high), Estimated(mean_se / sd, sd_se, *errors), reliable)
 
 
-def by_moves(joint: LogJoint, u: Tensor, table: Tensor, x: Any, *, seed: int) -> Reference:
+def by_moves(joint: LogJoint, u: Tensor, table: Scalars, x: Any, *, seed: int) -> Reference:
     """From q's draws after Hamiltonian moves along the posterior: reliable if the chains forget their starts and settle.
 
     The moves do not use weights, so they serve where weights fail for their variance: in many dimensions. They do not cross
@@ -107,7 +107,7 @@ def by_moves(joint: LogJoint, u: Tensor, table: Tensor, x: Any, *, seed: int) ->
     Args:
         joint: the posterior.
         u: draws of q in unconstrained space, shape (K, dim).
-        table: the scalars at these draws, shape (K, D).
+        table: the scalars at these draws that are judged.
         x: the data.
         seed: fixes the moves.
     """
@@ -116,8 +116,8 @@ def by_moves(joint: LogJoint, u: Tensor, table: Tensor, x: Any, *, seed: int) ->
     with isolated(seed):
         chosen = torch.randperm(len(u))[: max(MIN_CHAINS, chains)]
     states = moved(joint, u[chosen], moves=MOVES, leapfrog=LEAPFROG, kept=KEPT, seed=seed)
-    after = torch.stack([scalars(quantities(joint.model, joint.constrain(state))).draws for state in states])
-    before = table[chosen]
+    after = torch.stack([_columns(scalars(quantities(joint.model, joint.constrain(s))), table.names) for s in states])
+    before = table.draws[chosen]
     pooled = after.flatten(0, 1)
     mean, sd = pooled.mean(0), pooled.std(0)
     low, high = (torch.quantile(pooled, p, dim=0) for p in (TAIL, 1 - TAIL))
@@ -132,6 +132,11 @@ def by_moves(joint: LogJoint, u: Tensor, table: Tensor, x: Any, *, seed: int) ->
     trend = torch.cat([v.mean(0) / (v.std(0) / root + 1e-12) for v in (change, square)]).abs().max()
     settled = float(kept.nan_to_num(1.0).max()) <= MAX_KEPT and float(trend.nan_to_num(inf)) <= MAX_TREND
     return Reference("moves along the posterior", Estimated(mean, sd, low, high), error, settled)
+
+
+def _columns(table: Scalars, names: tuple[str, ...]) -> Tensor:
+    """The scalars of these names; a support fixes others, which are not judged."""
+    return table.draws[:, [table.names.index(name) for name in names]]
 
 
 def _quantile(draws: Tensor, weights: Tensor, p: float) -> Tensor:

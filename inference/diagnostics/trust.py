@@ -87,7 +87,7 @@ def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: i
         references.append(by_weights("wider draws", wider))
     moved = None
     if joint.dim <= MAX_MOVES_DIM:
-        moved = by_moves(joint, u, weighted.scalars.draws[usable], x, seed=seed + 2)
+        moved = by_moves(joint, u, weighted.scalars._replace(draws=weighted.scalars.draws[usable]), x, seed=seed + 2)
         references.append(moved)
     missed = _missed(joint, u, weighted, wider, references, seed=seed + 3)
     estimates = Estimates(weighted, q, tuple(references), wider, missed, joint.dim, "")

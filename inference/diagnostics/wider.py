@@ -11,9 +11,9 @@ from guides import Prior
 
 from ..evidence.psis import psis
 from ..programs.draws import draw_all
+from ..programs.free_coordinates import free_scalars
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
-from ..programs.quantities import quantities, scalars
 from .importance import Importance
 from .whitened import Whitened
 
@@ -62,7 +62,7 @@ def wider_draws(joint: LogJoint, u: Tensor, *, proper: bool, draws: int = 5000, 
     log_weights = log_weights.double().clamp(min=-1e300)
     smoothed, khat = psis(log_weights)
     h = joint.constrain(space.points(z))
-    table = scalars(quantities(joint.model, h))
+    table = free_scalars(joint.model, joint.args, h)
     return Importance(table, h, log_weights, None, smoothed, float(khat), None, proper)
 
 

@@ -44,7 +44,10 @@ def adopt(trace: poutine.Trace, parameters: list[Tensor], tables: Mapping[Tensor
     """Adds the parameters that this trace met for the first time, except tables that are optimised row by row."""
     known = {id(parameter) for parameter in (*parameters, *tables)}
     for site in trace.nodes.values():
-        parameter = site["value"].unconstrained() if site["type"] == "param" else None
+        if site["type"] != "param":
+            continue
+        # With pyro.settings.set(module_local_params=True), a net's parameter is itself the value.
+        parameter = getattr(site["value"], "unconstrained", lambda value=site["value"]: value)()
         if parameter is not None and id(parameter) not in known and parameter.requires_grad:
             known.add(id(parameter))
             parameters.append(parameter)

@@ -124,8 +124,7 @@ def fit(
     args, rules, pair = as_args(x), _rules(steps, stop, optimiser, seconds), working_pair(model, guide)
     plan = FitPlan(*pair, args, rules, steps, objective, optimiser, schedule, batch_size, transform, engine, kwargs)
     plan.check(lr)
-    start = checked_start(plan, start, restarts)
-    begin = time.perf_counter()
+    start, begin = checked_start(plan, start, restarts), time.perf_counter()
     with isolated(seed) as store, plan.opened() as (plan, workspace):
         begin_at(plan, workspace.batch, start, restarts, lr)
         route = follow(plan, workspace, lr, natural=natural, seconds=seconds, progress=progress)

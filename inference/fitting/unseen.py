@@ -6,7 +6,6 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ..evidence.packed_guide import PackedGuide, packed_guide
 from ..evidence.packed_model import PackedModel
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
-from ..programs.isolation import isolated
+from ..programs.isolation import isolated, without_validation
 from ..programs.validation import as_args, check_count, check_data, check_rate
 from ..programs.whole_data import whole_data
 
@@ -104,7 +103,7 @@ def ascend(joint: PackedModel, family: Callable[[Tensor], Any], start: Tensor, *
         raise ValueError(f"{name} has no reparameterised draws, which this optimisation needs: use a continuous family.")
     adam = torch.optim.Adam([lam], lr=ascent.lr)
     best, stale, window = -torch.inf, 0, []
-    with pyro.validation_enabled(False), torch.enable_grad():
+    with without_validation(), torch.enable_grad():
         for _ in range(ascent.steps):
             elbos = log_weights(joint, family, lam, draws=ascent.draws, path=True).mean(0)
             elbo = elbos.sum()

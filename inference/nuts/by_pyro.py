@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 
-import pyro
 import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from ..programs.arguments import checked
-from ..programs.isolation import seed_all
+from ..programs.isolation import seed_all, without_validation
 from ..programs.log_joint import LogJoint
 from .base import MAX_DENSE_DIM, Chains, Length, start
 
@@ -32,7 +31,7 @@ def pyro_nuts(joint: LogJoint, length: Length) -> Chains:
         full_mass = joint.dim <= MAX_DENSE_DIM
         kernel = NUTS(potential_fn=potential, target_accept_prob=length.target_accept, full_mass=full_mass)
         mcmc = MCMC(kernel, length.draws, length.warmup, initial_params=first, disable_progbar=not length.progress)
-        with warnings.catch_warnings(), pyro.validation_enabled(False):
+        with warnings.catch_warnings(), without_validation():
             warnings.simplefilter("ignore")
             mcmc.run()
         runs.append(mcmc.get_samples()["u"].double())

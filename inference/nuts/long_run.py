@@ -166,10 +166,11 @@ def _checked(joint: LogJoint, drawn: Chains, about: dict[str, Any]) -> LongRun:
 
     table = [scalars(quantities(joint.model, joint.constrain(u))) for u in drawn.u]
     names, draws = table[0].names, torch.stack([t.draws for t in table])
-    dataset = convert_to_dataset({"q": draws.numpy()})
-    r, n = (torch.from_numpy(np.atleast_1d(f(dataset)["q"].values)) for f in (rhat, ess))
-    fixed = fixed_by_support(joint)
-    r, n = r.masked_fill(fixed, 1.0), n.masked_fill(fixed, float(draws.shape[0] * draws.shape[1]))
+    free = ~fixed_by_support(joint)
+    dataset = convert_to_dataset({"q": draws[..., free].numpy()})
+    r, n = torch.ones(len(names)).double(), torch.full((len(names),), float(draws[..., 0].numel())).double()
+    for found, f in ((r, rhat), (n, ess)):
+        found[free] = torch.from_numpy(np.atleast_1d(f(dataset)["q"].values)).double()
     if not (r <= MAX_RHAT).all() or not (n >= MIN_ESS).all():
         worst = int(r.nan_to_num(torch.inf).argmax()) if not (r <= MAX_RHAT).all() else int(n.argmin())
         raise NotConvergedError(

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro.distributions import Beta, Dirichlet, Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from .isolation import without_validation
 
 __all__ = ["Mapped", "NotMappedError", "agree", "mappable"]
 
@@ -35,7 +36,7 @@ def mappable() -> Iterator[None]:
     """
     before = _other_generators()
     try:
-        with pyro.validation_enabled(False), warnings.catch_warnings(), _Mappable(), _MappedDirichlet():
+        with without_validation(), warnings.catch_warnings(), _Mappable(), _MappedDirichlet():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             yield
     except NotMappedError:
