@@ -109,7 +109,8 @@ def test_the_users_of_the_density_take_it():
         observe(x, mean[0])
 
     done = fit(model, Global(model, FullRank(scale=0.5)), X, steps=400, lr=0.05)
-    verdict = trust(done, X, draws=500)
+    with pytest.warns(UserWarning, match="called once for each draw"):
+        verdict = trust(done, X, draws=500)
     assert verdict.moved is not None
     with pytest.raises(Exception, match="R̂|effective"):
         reference(model, X, chains=2, draws=4, warmup=4, sampler=pyro_nuts)
