@@ -102,6 +102,7 @@ def test_the_numbers_are_those_of_a_program_that_maps(program):
     torch.testing.assert_close(torch.autograd.grad(value.sum(), u)[0], score)
 
 
+@pytest.mark.filterwarnings("ignore:guide and model are called once for each draw")
 def test_the_users_of_the_density_take_it():
     def model(x):
         mean = torch.zeros(1, dtype=x.dtype)
