@@ -111,7 +111,7 @@ def test_the_users_of_the_density_take_it():
 
     done = fit(model, Global(model, FullRank(scale=0.5)), X, steps=400, lr=0.05)
     verdict = trust(done, X, draws=500)
-    assert verdict.moved is not None
+    assert verdict.khat < 0.7
     with pytest.raises(Exception, match="R̂|effective"):
         reference(model, X, chains=2, draws=4, warmup=4, sampler=pyro_nuts)
     assert stein_check(model, X, {"h": torch.randn(50, dtype=torch.float64)}).largest > 0
@@ -127,7 +127,6 @@ def test_many_data_sets_of_one_model_take_it():
     sets, others = (DataSets(cls(2).double(), 4) for cls in (InPlace, GaussianMean))
     h, x = others.simulate(3, seed=0)
     torch.testing.assert_close(sets.likelihood(h, x), others.likelihood(h, x))
-    assert len() == 1
 
 
 def test_an_error_of_the_program_is_its_own():
