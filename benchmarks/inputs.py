@@ -213,7 +213,7 @@ def function_outcomes(total: int, seed: int, only: str | None = None, jobs: int 
                 f"the right call fails: {first}"
             )
         work = 3 if inspect.isfunction(subject.function) else 1
-        subject.weight = work * len(subject.options) ** 0.5 * min(1.0, max(0.1, 0.05 / max(seconds, 1e-3)))
+        subject.weight = work * len(subject.options) ** 0.5 * min(1.0, max(0.05, 0.05 / max(seconds, 1e-3)))
     whole = sum(subject.weight for subject in chosen)
     tasks = [(subjects().index(one), max(1, round(total * one.weight / whole)), seed) for one in chosen]
     if jobs == 1:
@@ -331,7 +331,7 @@ def command_outcome(command: str, changes: Mapping[str, str], out: Path) -> Outc
         known = cause is None or isinstance(cause, UsageError) or ours(cause)
         clear = "Usage" in text or ("rror" in text and known)
         return Outcome("refused" if clear else "obscure", f"taut {command}", label, text[-160:])
-    if re.search(r"(?<![\w-])(nan|inf)(?!\w)", text):
+    if re.search(r"(?<![\w-])(?<!k̂ = )(nan|inf)(?!\w)", text):
         return Outcome("silent", f"taut {command}", label, text[:300])
     return Outcome("right", f"taut {command}", label, "")
 

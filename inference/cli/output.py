@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, count
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def plain_table(title: str, *columns: str, text: int = 1, **options: Any) -> Tab
 
 
 def plus_minus(value: Any, se: Any) -> str:
-    """A number and its standard error."""
-    return f"{float(value):.3f} ± {float(se):.3f}"
+    """A number and its standard error; "–" for that of a single draw, which does not exist."""
+    return f"{float(value):.3f} ± {'–' if isnan(float(se)) else f'{float(se):.3f}'}"
 
 
 def file_stem(name: str) -> str:
