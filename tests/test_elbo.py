@@ -162,18 +162,19 @@ def test_enumerated_latents_are_summed_out():
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3).to(x)), infer={"enumerate": "parallel"})
             h = pyro.sample("h", dist.Normal(z, 1.0))
             pyro.sample("x", dist.Normal(h, 1.0), obs=x)
 
-    x = torch.randn(5)
+    x = torch.randn(5, dtype=torch.float64)
     guide = AutoNormal(poutine.block(model, hide=["z"]))
     done = fit(model, guide, x, steps=3, objective=TraceEnum_ELBO(max_plate_nesting=1))
     with isolated(0):
         found = draw_all(done.model, done.guide, (x,), draws=20)
     h = found.h["h"]
     assert list(found.h) == ["h"]
-    prior = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3])), dist.Normal(torch.tensor([0.0, 1.0]), 1.0))
+    share = torch.tensor(0.3).to(x)
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.stack([1 - share, share])), dist.Normal(torch.arange(2).to(x), 1.0))
     expected = prior.log_prob(h) + dist.Normal(h, 1.0).log_prob(x)
     torch.testing.assert_close((found.log_likelihood + found.log_prior).sum(-1), expected.sum(-1), rtol=1e-10, atol=1e-10)
 

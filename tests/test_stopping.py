@@ -417,7 +417,7 @@ class TestFit:
         model, x = demo(GaussianMean)
         guide = build(model, Global, MeanField, x)
         assert far(model, guide, x) > 10.0
-        done = fit(model, guide, x)
+        done = fit(model, guide, x, stop=Converged())
         assert far(model, guide, x) < WITHIN
         assert done.stop.converged
         assert isinstance(done.stop.rule, Converged)
@@ -433,7 +433,7 @@ class TestFit:
             pytest.skip("its optimum moves with the model")
         guide = build(model, Local if issubclass(model_class, LocalModel) else Global, FullRank, x)
         assert far(model, guide, x) > 1.0
-        done = fit(model, guide, x, seed=seed)
+        done = fit(model, guide, x, seed=seed, stop=Converged())
         assert done.stop.converged
         assert far(model, guide, x) < WITHIN
 

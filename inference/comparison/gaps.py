@@ -29,6 +29,7 @@ from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
 from ..programs.whole_data import whole_data
 from .best_lambda import EncoderTraining, Stages, best_stages
+from .text import gaps_html, gaps_text
 
 __all__ = ["Gaps", "Part", "gaps"]
 
@@ -71,6 +72,12 @@ class Gaps:
     """ELBO(best λ_i) − ELBO(λ of the best encoder): zero for a guide without an encoder."""
     optimisation: Part
     """ELBO(λ of the best encoder, or best λ_i without an encoder) − ELBO(the guide)."""
+
+    def __repr__(self) -> str:
+        return gaps_text(self)
+
+    def _repr_html_(self) -> str:
+        return gaps_html(self)
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..fitting.fit import Fit
 from ..plots.elbo_curves import Panel, elbo_curves
+from .text import comparison_html, comparison_text
 
 __all__ = ["Comparison", "Run"]
 
@@ -51,6 +52,12 @@ class Comparison:
     learned: bool
     """Whether the model has parameters, which each run learned separately, so that log p(x) changed during the run."""
     runs: tuple[Run, ...]
+
+    def __repr__(self) -> str:
+        return comparison_text(self)
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each guide, means over its seeds, from the floor (prior) to the ceiling (exact posterior).

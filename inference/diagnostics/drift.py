@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import norm
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ..evidence.hmc import transition
 from ..programs.arguments import checked
@@ -18,15 +17,15 @@ from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
 from ..programs.validation import check_count
 from .importance import Importance
+from .whitened import Whitened
 
-__all__ = ["Change", "change", "drift"]
+__all__ = ["Change", "change", "drift", "moved"]
 
 MIN_CHAINS = 100
 
 TARGET_ACCEPTANCE = 0.8
 """Acceptance rate for which the step size is tuned."""
-MAX_REJECTED_CHAINS = 50
-"""Chains that are rejected together if a matrix of the model cannot be factorised for one of them."""
+MIN_MOVES_TO_WHITEN_AGAIN = 10
 SIGNIFICANCE = 1e-3
 """Probability that draws from the posterior itself show a significant change in at least one scalar."""
 
@@ -107,11 +106,28 @@ def drift(
     with isolated(seed):
         ancestors = _resampled(weighted.smoothed, chains)
         u = joint.unconstrain({name: _taken(value, ancestors) for name, value in weighted.h.items()})
-        end = _moved(joint, u, moves, leapfrog)
+    (end,) = moved(joint, u, moves=moves, leapfrog=leapfrog, kept=1, seed=seed + 1)
     origin = ancestors[:, list(weighted.scalars.datum) if ancestors.shape[1] > 1 else [0] * len(weighted.scalars.names)]
     before = weighted.scalars.draws.gather(0, origin)
     after = scalars(quantities(model, joint.constrain(end))).draws
     return _deviations(before, after, origin, len(weighted.log_weights))
+
+
+def moved(joint: LogJoint, u: Tensor, *, moves: int, leapfrog: int, kept: int, seed: int) -> list[Tensor]:
+    """Moves the points `u`, shape (K, dim), along the posterior; the states after each of the last `kept` moves.
+
+    Moves are Hamiltonian, in coordinates whitened by the points; after half of many moves they are whitened anew.
+    """
+    states = []
+    first = moves // 2 if moves >= MIN_MOVES_TO_WHITEN_AGAIN else 0
+    space = Whitened(joint, u)
+    with space.evaluated(seed):
+        if first:
+            u = space.points(_run(space, space.whiten(u), first, leapfrog)[-1])
+    space = Whitened(joint, u) if first else space
+    with space.evaluated(seed + 1):
+        states = _run(space, space.whiten(u), moves - first, leapfrog)
+    return [space.points(z) for z in states[-kept:]]
 
 
 def _deviations(before: Tensor, after: Tensor, origin: Tensor, draws: int) -> Change:
@@ -137,21 +153,11 @@ class _State(NamedTuple):
     slope: Tensor
 
 
-def _moved(joint: LogJoint, u: Tensor, moves: int, leapfrog: int) -> Tensor:
-    """The chains after the moves, shape (K, dim)."""
-    covariance = torch.atleast_2d(u.mT.cov())
-    scale = covariance.diagonal().sqrt()
-    root = scale.diag()
-    if len(u) > 10 * joint.dim:
-        correlation = covariance / scale / scale.unsqueeze(-1)
-        root = scale.unsqueeze(-1) * torch.linalg.cholesky(correlation + 1e-6 * torch.eye(joint.dim, dtype=u.dtype))
-    centre = u.mean(0)
+def _run(space: Whitened, z: Tensor, moves: int, leapfrog: int) -> list[Tensor]:
+    """The positions of the chains after each move. The step size is tuned by a pilot that is thrown away."""
 
     def evaluate(z: Tensor) -> _State:
-        z = z.detach().requires_grad_()
-        log_p = _density(joint, centre + z @ root.mT)
-        (slope,) = torch.autograd.grad(log_p.sum(), z)
-        return _State(z.detach(), log_p.detach(), slope.nan_to_num(0.0, 0.0, 0.0))
+        return _State(z, *space.log_density_and_slope(z))
 
     def move(state: _State, size: float) -> tuple[_State, Tensor]:
         # Step sizes vary between chains, so that some are small enough for narrow regions.
@@ -160,24 +166,16 @@ def _moved(joint: LogJoint, u: Tensor, moves: int, leapfrog: int) -> Tensor:
             state, evaluate=evaluate, density=lambda at: at.log_p, slope=lambda at: at.slope, size=sizes, leapfrog=leapfrog
         )
 
-    start = evaluate(torch.linalg.solve_triangular(root, (u - centre).mT, upper=False).mT)
-    size, pilot = float(joint.dim) ** -0.25, _State(*(value[: len(u) // 5] for value in start))
+    state = evaluate(z)
+    size, pilot = float(space.dim) ** -0.25, _State(*(value[: max(1, len(z) // 5)] for value in state))
     for _ in range(8):
         _, accepted = move(pilot, size)
         size *= float((accepted.mean() - TARGET_ACCEPTANCE).exp()) if float(accepted.mean()) > 0.3 else 0.5
+    states = []
     for _ in range(moves):
-        start, _ = move(start, size)
-    return centre + start.z @ root.mT
-
-
-def _density(joint: LogJoint, u: Tensor) -> Tensor:
-    """log p at each u; −inf for a chain with a matrix that cannot be factorised, and for a few chains beside it."""
-    try:
-        return joint(u)
-    except LinAlgError:
-        if len(u) <= MAX_REJECTED_CHAINS:
-            return -torch.inf + 0.0 * u.sum(-1)
-        return torch.cat([_density(joint, half) for half in u.chunk(2)])
+        state, _ = move(state, size)
+        states.append(state.z)
+    return states
 
 
 def _resampled(log_weights: Tensor, chains: int) -> Tensor:

@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import Model
-
 from ..evidence.psis import psis
 from ..programs.arguments import checked
-from ..programs.bound import unwrap
 from ..programs.draws import draw_all
 from ..programs.isolation import isolated
 from ..programs.quantities import Scalars, quantities, scalars
 from ..programs.validation import as_args, check_count, check_data, check_pair
+from .propriety import improper_latents
 
 __all__ = ["Importance", "ImportanceEvidence", "Moments", "importance"]
 
@@ -91,19 +89,27 @@ class Importance:
 
     def corrected(self) -> Moments:
         """Mean and standard deviation under the posterior, by the smoothed weights: reliable if k̂ < 0.7."""
-        weights, draws = self._weights(), self.scalars.draws
+        weights, draws = self.weights(), self.scalars.draws
         mean = (weights * draws).sum(0)
         return Moments(mean, (weights * (draws - mean) ** 2).sum(0).sqrt())
 
     def corrected_errors(self) -> Moments:
         """Standard errors of `corrected` by the delta method: of each mean, and of the logarithm of each sd."""
-        weights, (mean, sd) = self._weights(), self.corrected()
+        weights, (mean, sd) = self.weights(), self.corrected()
         off = (self.scalars.draws - mean) / sd
         first, second = ((weights**2 * part**2).sum(0).sqrt() for part in (off, 0.5 * (off**2 - 1)))
         return Moments(sd * first, second)
 
-    def _weights(self) -> Tensor:
-        """Weights of the draws of each scalar: shape (K, 1) or (K, D)."""
+    def moment_khat(self, power: int) -> tuple[float, str]:
+        """The largest k̂ of the weighted |h − mean|^power over the scalars, and its scalar: above 1 it may have no mean."""
+        weights = self.weights().log()
+        off = (self.scalars.draws - self.corrected().mean).abs().clamp(min=1e-300).log()
+        khat = psis(weights + power * off)[1]
+        worst = int(khat.argmax())
+        return float(khat[worst]), self.scalars.names[worst]
+
+    def weights(self) -> Tensor:
+        """Normalised weights of the draws of each scalar: shape (K, 1) or (K, D)."""
         weights = self.smoothed.exp()
         return weights.unsqueeze(-1) if weights.dim() == 1 else weights[:, list(self.scalars.datum)]
 
@@ -135,6 +141,7 @@ def importance(
     check_data(model, args)
     with isolated(seed), torch.no_grad():
         check_pair(model, guide, args, {}, enumerated=True)
+        improper = improper_latents(model, guide, args)
         found = draw_all(model, guide, args, draws=draws)
     log_weights = (found.log_likelihood + found.log_prior - found.log_q).double()
     if not log_weights.isfinite().all():
@@ -147,7 +154,6 @@ def importance(
     smoothed, khat = psis(log_weights)
     local = found.per_datum
     joint = log_weights.sum(-1) if local else log_weights
-    own = unwrap(model)
     return Importance(
         scalars=scalars(quantities(model, found.h)),
         h=found.h,
@@ -156,5 +162,5 @@ def importance(
         smoothed=smoothed,
         khat=float(psis(joint)[1]) if local else float(khat),
         khat_per_datum=khat if local else None,
-        proper=own.proper if isinstance(own, Model) else True,
+        proper=not improper,
     )

@@ -7,6 +7,7 @@ from enum import Enum
 
 import pandas as pd
 
+from ..programs.text import html_table, table
 from .drift import Change
 from .importance import Importance
 from .modes import Mode
@@ -20,6 +21,9 @@ class Decision(Enum):
     USE = "use"
     CORRECT = "use with importance correction"
     REFUSE = "do not use"
+
+
+COLOURS = {Decision.USE: "green", Decision.CORRECT: "orange", Decision.REFUSE: "red"}
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,28 @@ class Verdict:
     missed: tuple[Mode, ...] = field(repr=False)
     """Modes of the posterior outside q."""
     defended: Importance | None = field(default=None, repr=False)
-    """Draws from `guides.Defensive`, if q is over all latents at once and the prior is proper."""
+    """Weighted draws from a wider proposal with a share of a proper prior mixed in; None in many dimensions."""
     moved: Change | None = field(default=None, repr=False)
-    """Change, by moves along the posterior, of the moments with which q is compared."""
+    """Change of q's moments by moves along the posterior, if the draws could be moved."""
+    searched: str = ""
+    """Where modes were searched for, or why they were not."""
 
     def __getitem__(self, quantity: str) -> Decision:
         """The decision on ``"means"``, ``"sds"``, ``"tails"`` or ``"evidence"``."""
         return next(f.decision for f in self.findings if f.quantity == quantity)
+
+    def __repr__(self) -> str:
+        """One line for each finding: quantity, decision, evidence and next step; then where modes were searched for."""
+        rows = [
+            [f.quantity, f.decision.value, f.evidence + (f" → {f.next_step}" if f.next_step else "")] for f in self.findings
+        ]
+        return table(rows) + (f"\n({self.searched})" if self.searched else "")
+
+    def _repr_html_(self) -> str:
+        rows: list[list[str | tuple[str, str]]] = [
+            [f.quantity, (f.decision.value, COLOURS[f.decision]), f.evidence, f.next_step] for f in self.findings
+        ]
+        return html_table(rows, title=self.searched, head=("quantity", "decision", "evidence", "next step"))
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each finding."""

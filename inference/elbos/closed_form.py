@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
@@ -15,7 +16,7 @@ from models.gaussian import mean_and_covariance
 from models.precision import widened
 
 from ..programs.arguments import checked
-from ..programs.isolation import isolated
+from ..programs.isolation import param_store
 
 __all__ = ["analytic_elbo", "analytic_terms", "best_elbo", "evidence_minus_kl", "kl"]
 
@@ -106,9 +107,16 @@ def kl(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _prior(model: Any) -> Distribution:
-    with isolated(0), poutine.block():
+    with param_store({"params": {}, "constraints": {}}), poutine.block(), _Undrawn():
         prior: Distribution = poutine.trace(model.prior).get_trace().nodes["h"]["fn"]
     return prior
+
+
+class _Undrawn(Messenger):
+    """Gives latents the value zero. A draw would move the random state, and become a part of a captured step."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
 
 
 def _require_tractable(model: Any) -> None:

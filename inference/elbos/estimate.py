@@ -13,6 +13,7 @@ from ..programs.arguments import checked
 from ..programs.draws import Draws, draw_chunks
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_pair
+from .text import estimate_html, estimate_text
 
 __all__ = ["Estimate", "Terms", "elbo"]
 
@@ -49,6 +50,12 @@ class Estimate:
     def se(self) -> float:
         """Standard error of `value`."""
         return float(self.total.elbo_se)
+
+    def __repr__(self) -> str:
+        return estimate_text(self)
+
+    def _repr_html_(self) -> str:
+        return estimate_html(self)
 
 
 @checked

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .finite import require_finite
 from .psis import psis
+from .text import evidence_html, evidence_text
 
 __all__ = ["Evidence", "LogMean"]
 
@@ -34,8 +35,11 @@ class Evidence:
     bound: str
     """"lower" or "upper": the side of log p(x) on which the expectation of `value` lies."""
     khat: Tensor
-    """Pareto k̂ of each datum's weights. Below ½ their variance is finite and `se` is reliable; up to 0.7 `value` is reliable.
-    NaN for fewer than 100 weights, too few to estimate a tail."""
+    """Pareto k̂ of each datum's weights; NaN for fewer than 100 weights, too few to estimate a tail. Above 0.7 `value` is
+    unreliable, and above ½ `se` is too small. A small k̂ does not prove either: it describes the weights that were drawn. A q
+    narrower than the posterior leaves out the draws with large weights, and its k̂ is too small as well: for a Gaussian with
+    0.6 of the posterior's sds in five dimensions, few intervals of two `se` hold log p(x), even where k̂ is below ½. Compare
+    with the value of a wider q: `guides.Defensive`, or the wider draws of `inference.trust`."""
 
     @property
     def mean(self) -> float:
@@ -46,6 +50,12 @@ class Evidence:
     def mean_se(self) -> float:
         """Monte Carlo standard error of `mean`; the estimates of different data are independent."""
         return float(self.se.square().sum().sqrt() / max(1, self.se.numel()))
+
+    def __repr__(self) -> str:
+        return evidence_text(self)
+
+    def _repr_html_(self) -> str:
+        return evidence_html(self)
 
     def checked(self, owner: str) -> Self:
         """This estimate, if log p(x) is finite for every datum.

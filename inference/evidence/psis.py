@@ -21,6 +21,10 @@ MAX_KHAT_OF_FINITE_VARIANCE = 0.5
 MAX_CONSTANT_RANGE = 1e-3
 """Log weights within this range count as equal: q is proportional to the posterior wherever it draws, and the index of the
 tail is meaningless."""
+MIN_TIES = 10
+"""Draws that share the largest weight if weights are bounded: few distinct weights, as of a discrete latent, are no tail."""
+MAX_TIE_RANGE = 1e-9
+"""Log weights within this range are the same one."""
 
 
 @checked
@@ -32,7 +36,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The normalised smoothed log weights, shape (K, *batch), and Pareto's k̂, shape batch. Weights have finite variance
-        below ½. Smoothed estimates are reliable up to 0.7 and unreliable above. −inf if all weights are equal.
+        below ½. Smoothed estimates are reliable up to 0.7 and unreliable above. −inf if all weights are equal, or if at
+        least ten draws share the largest weight: then there is no tail.
 
     Reference: Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling" (2024).
     """
@@ -48,6 +53,9 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         found, index = _arviz(centred[:, ~constant].mT.numpy().copy())
         smoothed[:, ~constant] = torch.from_numpy(np.asarray(found)).mT
         khat[~constant] = torch.from_numpy(np.asarray(index, dtype=np.float64)).reshape(-1)
+        bounded = (centred >= -MAX_TIE_RANGE).sum(0) >= MIN_TIES
+        smoothed = torch.where(bounded, centred - centred.logsumexp(0), smoothed)
+        khat[bounded] = -torch.inf
     return smoothed.reshape(log_weights.shape), khat.reshape(log_weights.shape[1:])
 
 

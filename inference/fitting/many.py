@@ -26,6 +26,7 @@ from ..stopping.max_steps import taken
 from .fit import Fit, fit, result_of
 from .learning_rate import DEFAULT_RATE
 from .plan import FitPlan, cosine
+from .route import Route
 from .simultaneous import simultaneous_runs
 
 __all__ = ["fit_many"]
@@ -88,7 +89,7 @@ def fit_many(
         runs.advance(steps, bar)
     seconds = (time.perf_counter() - begin) / len(pairs)
     return tuple(
-        result_of(plan, one.workspace, one.scope.store, one.run.losses, taken(rule), seed=seed, seconds=seconds)
+        result_of(plan, one.workspace, one.scope.store, Route(one.run.losses, taken(rule), ()), seed=seed, seconds=seconds)
         for plan, one, seed in zip(plans, runs.members, seeds, strict=True)
     )
 

@@ -1,9 +1,9 @@
-"""The route of a fit that names no option: what is tried first, how it is checked, and what it gives way to."""
+"""The route of a fit: natural gradients first where no option is named and they apply, else the method that is asked for."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite, nan
 from typing import Any, NamedTuple
 
@@ -11,17 +11,26 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from ..optimisers import NaturalGradient, Solution, SolverTask
+from ..engine.nonfinite import NonFiniteLossError
+from ..optimisers import NaturalGradient, Solution, Solver, SolverTask
 from ..optimisers.gaussian_guides import GaussianGuide, gaussian_guide
 from ..optimisers.gaussian_state import GaussianState
 from ..programs.packed_scores import PackedScores
-from ..stopping import Stop
+from ..stopping import MaxSeconds, Stop
+from .descent import descend
+from .learning_rate import choose_rate
 from .plan import FitPlan, Workspace
 
-__all__ = ["Attempt", "attempt_of", "by_natural_gradients"]
+__all__ = ["Attempt", "follow"]
 
-MAX_ITERATIONS = 200
-"""Iterations of natural gradients. A posterior that is nearly Gaussian takes about ten."""
+MAX_ITERATIONS = 1000
+"""Iterations of a solver if `steps` is None. Solvers that converge take tens; the limit ends those that do not."""
+MAX_NATURAL = 200
+"""Iterations of natural gradients that are tried first. A posterior that is nearly Gaussian takes about ten."""
+MIN_SECONDS = 1e-3
+"""Time that a method is given where an earlier one has used up the budget."""
+MAX_DIM = 500
+"""Latents of a datum: an iteration takes more than twice as many scores, and eigenvalues of a matrix of this size."""
 MAX_NUMBERS = 2**22
 """Numbers in the covariances of all data: more take too much memory and time."""
 STARTS = 3
@@ -45,66 +54,116 @@ class Attempt:
     """Why it ended, or gave way to the next."""
 
 
-def attempt_of(name: str, losses: Tensor, stop: Stop, seconds: float) -> Attempt:
+class Route(NamedTuple):
+    """The outcome of a fit."""
+
+    losses: Tensor
+    """The loss of each step or iteration."""
+    stop: Stop
+    """Why it ended."""
+    attempts: tuple[Attempt, ...]
+    """What was tried, in order."""
+
+
+def follow(
+    plan: FitPlan, workspace: Workspace, lr: float | None, *, natural: bool, seconds: float | None, progress: bool
+) -> Route:
+    """Runs an opened plan.
+
+    Args:
+        lr: learning rate of the first step, if it was given.
+        natural: whether natural gradients are tried first.
+        seconds: time after which the fit ends with what it has; None for no limit.
+        progress: whether to show a progress bar.
+
+    Raises:
+        NonFiniteLossError, DivergedError: as `fit`.
+    """
+    begin = time.perf_counter()
+    deadline = inf if seconds is None else begin + seconds
+    attempts: tuple[Attempt, ...] = ()
+    if natural:
+        first = _by_natural_gradients(plan, workspace, deadline)
+        if isinstance(first, Route):
+            return first
+        attempts = () if first is None else (first,)
+    begin = time.perf_counter()
+    if isinstance(plan.optimiser, Solver):
+        name = type(plan.optimiser).__name__
+        losses, stop = _solve(plan, workspace, plan.optimiser, deadline)
+    else:
+        name = getattr(plan.optimiser, "__name__", type(plan.optimiser).__name__)
+        rate = choose_rate(plan, workspace.batch, lr)
+        if seconds is not None:
+            left = max(deadline - time.perf_counter(), MIN_SECONDS)
+            plan = replace(plan, rules=(*plan.rules, MaxSeconds(left)))
+        losses, stop = descend(plan, workspace, rate, progress=progress)
+    return Route(losses, stop, (*attempts, _attempt(name, losses, stop, time.perf_counter() - begin)))
+
+
+def _attempt(name: str, losses: Tensor, stop: Stop, seconds: float) -> Attempt:
     """The record of a route that ended the fit."""
     return Attempt(name, seconds, -float(losses[-100:].double().mean()) if len(losses) else nan, stop.reason)
 
 
-class Route(NamedTuple):
-    """The outcome of a first route: a record and, if it holds, the losses and the reason why it ended."""
+def _solve(plan: FitPlan, workspace: Workspace, solver: Solver, deadline: float) -> tuple[Tensor, Stop]:
+    """Runs the solver that was asked for. Returns the loss of each iteration, and why it ended."""
+    name, steps = type(solver).__name__, MAX_ITERATIONS if plan.steps is None else plan.steps
+    solution = solver.solve(SolverTask(plan.model, plan.guide, plan.args, workspace.parameters, deadline), steps=steps)
+    losses = torch.tensor(solution.losses, dtype=torch.float64)
+    if not losses[-1].isfinite():
+        raise NonFiniteLossError(len(losses) - 1, None, f"{name} diverged, its loss is not finite")
+    return losses, Stop(solver, f"{name} {solution.reason}", converged=solution.converged, distance=solution.distance)
 
-    attempt: Attempt | None
-    losses: Tensor | None = None
-    stop: Stop | None = None
 
-
-def by_natural_gradients(plan: FitPlan, workspace: Workspace, *, deadline: float = inf) -> Route:
+def _by_natural_gradients(plan: FitPlan, workspace: Workspace, deadline: float) -> Route | Attempt | None:
     """Natural gradients, if q is a Gaussian over continuous latents of a model that has nothing to learn.
 
     The result is kept if `FRESH_DRAWS` draws that the solver has not seen confirm it: their ELBO is finite, not below that of
     the start, and not below the solver's own estimate. Else the parameters and the random state return to the start.
 
-    Args:
-        plan, workspace: an opened plan.
-        deadline: reading of `time.perf_counter` at which the solver ends.
+    Returns:
+        The route; the record of one that gave way; or None where natural gradients do not apply.
     """
     begin = time.perf_counter()
     task = SolverTask(plan.model, plan.guide, plan.args, workspace.parameters, deadline)
     target = _target(task)
     if target is None:
-        return Route(None)
+        return None
     start, before, rng = target.read(), [p.detach().clone() for p in workspace.parameters], get_rng_state()
     solver = NaturalGradient(starts=STARTS if start.loc.dim() == 1 else 1)
     solution: Solution | None = None
     try:
-        solution = solver.solve(task, steps=MAX_ITERATIONS)
-        elbo, doubt = _checked(plan, target, start, solution)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+        solution = solver.solve(task, steps=MAX_NATURAL)
+        elbo, doubt = _checked(plan, target, start, solution, late=time.perf_counter() > deadline)
+    except Exception as error:  # whatever fails here has another route to take
         elbo, doubt = nan, f"failed: {type(error).__name__}"
     if solution is None or doubt:
         with torch.no_grad():
             for parameter, value in zip(workspace.parameters, before, strict=True):
                 parameter.copy_(value)
         set_rng_state(rng)
-        return Route(Attempt("NaturalGradient", time.perf_counter() - begin, elbo, f"gave way: {doubt}"))
+        return Attempt("NaturalGradient", time.perf_counter() - begin, elbo, f"gave way: {doubt}")
     stop = Stop(solver, f"NaturalGradient {solution.reason}", converged=solution.converged, distance=solution.distance)
     attempt = Attempt("NaturalGradient", time.perf_counter() - begin, elbo, stop.reason)
-    return Route(attempt, torch.tensor(solution.losses, dtype=torch.float64), stop)
+    return Route(torch.tensor(solution.losses, dtype=torch.float64), stop, (attempt,))
 
 
 def _target(task: SolverTask) -> GaussianGuide | None:
     """The Gaussian of the guide, if it is not too large; None where the route does not apply."""
     try:
         target = gaussian_guide(task)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+    except Exception:  # a program that this route cannot read has another one to take
         return None
     if target is None:
         return None
     loc = target.read().loc
-    return target if loc.numel() * loc.shape[-1] <= MAX_NUMBERS else None
+    return target if loc.shape[-1] <= MAX_DIM and loc.numel() * loc.shape[-1] <= MAX_NUMBERS else None
 
 
-def _checked(plan: FitPlan, target: GaussianGuide, start: GaussianState, solution: Solution) -> tuple[float, str]:
+def _checked(
+    plan: FitPlan, target: GaussianGuide, start: GaussianState, solution: Solution, *, late: bool
+) -> tuple[float, str]:
     """The ELBO of q by fresh draws, in nats, and what speaks against q: nothing if it is the empty string."""
     if not isfinite(solution.losses[-1]):
         return nan, "it diverged"
@@ -117,7 +176,7 @@ def _checked(plan: FitPlan, target: GaussianGuide, start: GaussianState, solutio
         return elbo, f"fresh draws give an ELBO of {elbo:.4g}, less than the {at_start:.4g} of the start"
     if (short := -solution.losses[-1] - elbo) > MAX_SURPRISE + 5 * se:
         return elbo, f"fresh draws give an ELBO {short:.3g} nats below the solver's own estimate"
-    if not solution.converged and not solution.distance * _data(start) < MAX_LEFT:
+    if not solution.converged and not late and not solution.distance * _data(start) < MAX_LEFT:
         return elbo, f"it {solution.reason}"
     return elbo, ""
 

@@ -46,18 +46,6 @@ def check_method(objective: Any, optimiser: Any, *, repeatable: bool) -> None:
         )
 
 
-def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
-    """Raises a TypeError for a function that takes neither the arguments of an objective nor those of a loss of Pyro."""
-    if not inspect.isroutine(objective):
-        return
-    takes = inspect.signature(objective)
-    for given in ((None, None, args, {}), (None, None, *args)):
-        with suppress(TypeError):
-            takes.bind(*given)
-            return
-    raise TypeError(f"objective must take model, guide, args and kwargs, but {objective.__name__} takes {takes}.")
-
-
 def check_keywords(kwargs: Any, args: tuple[Any, ...], optimiser: Any, *, minibatches: bool) -> None:
     """Raises for keyword arguments of model and guide that a fit cannot hand on."""
     if not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
@@ -71,6 +59,18 @@ def check_keywords(kwargs: Any, args: tuple[Any, ...], optimiser: Any, *, miniba
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.dim() and len(value) == len(args[0]):
             raise ValueError(f"{name!r} has a row for each datum, which batch_size does not cut in kwargs: pass it in x.")
+
+
+def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
+    """Raises a TypeError for a function that takes neither the arguments of an objective nor those of a loss of Pyro."""
+    if not inspect.isroutine(objective):
+        return
+    takes = inspect.signature(objective)
+    for given in ((None, None, args, {}), (None, None, *args)):
+        with suppress(TypeError):
+            takes.bind(*given)
+            return
+    raise TypeError(f"objective must take model, guide, args and kwargs, but {objective.__name__} takes {takes}.")
 
 
 def check_optimiser(optimiser: Optimizer, rows: LocalRows) -> None:

@@ -20,6 +20,7 @@ from guides import FullRank, Global, Local, MeanField
 from guides.latents import Latents
 
 from ..programs.bound import unwrap
+from ..programs.whole_data import on_all_rows
 from .base import SolverTask
 from .gaussian_state import GaussianState
 
@@ -56,11 +57,11 @@ def gaussian_guide(task: SolverTask) -> GaussianGuide | None:
     own = {id(parameter) for parameter in guide.parameters()}
     if not all(id(parameter) in own for parameter in task.parameters):
         return None
-    latents = Latents(unwrap(task.model), task.args, {}, plate=None)
-    sites = [(n, s["fn"].shape()) for n, s in guide.prototype_trace.iter_stochastic_nodes()]
-    if [name for name, _ in sites] != [site.name for site in latents.sites]:
+    latents = Latents(on_all_rows(unwrap(task.model)), task.args, {}, plate=None)
+    if [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()] != [site.name for site in latents.sites]:
         return None
-    return _OF_PYRO[type(guide)](guide, latents)
+    found = _OF_PYRO[type(guide)](guide, latents)
+    return found if found.read().loc.shape == (latents.dim,) else None
 
 
 class _OfSuite(GaussianGuide):

@@ -164,16 +164,15 @@ class NaturalGradient(Solver):
     ) -> tuple[GaussianState, GaussianState, float]:
         """The start to fall back to, the first q, and the −ELBO above which the former is the better one.
 
-        The first q has the curvature at a mode, the best of those climbed to from `starts` points, if that is better than the
-        start.
+        The first q is the best of those on the climbs to a mode from `starts` points, if it is better than the start.
         """
         if start.loc.shape[-1] > MAX_DIM:
             return start, *centred(task, start, target)
         scores = PackedScores(task.model, target.latents, task.args)
         size = (self.starts - 1, *start.loc.shape)
         elsewhere = MAX_START * (2 * torch.rand(size, dtype=start.loc.dtype) - 1)
-        climbs = [climbed(scores, start, loc) for loc in (start.loc, *elsewhere)]
-        best, _ = best_of(scores, [start, *(q for q in climbs if q is not None)])
+        climbs = [q for loc in (start.loc, *elsewhere) for q in climbed(scores, start, loc)]
+        best, _ = best_of(scores, [start, *climbs])
         if best is start:
             return start, *centred(task, start, target)
         return best, best, inf

@@ -38,8 +38,8 @@ class Scores:
         self.packed: PackedScores | None = None
         guide: Any = unwrap(task.guide)
         if not (isinstance(unwrap(task.model), Model) and isinstance(guide, Guide)):
-            packed = target.latents if target is not None else guide.latents
-            self.packed = PackedScores(task.model, packed, task.args)
+            packing = target.latents if target is not None else guide.latents
+            self.packed = PackedScores(task.model, packing, task.args)
             return
         self.call: Any = (task.model, task.guide, task.args, {})
         with torch.no_grad():

@@ -78,7 +78,8 @@ def draw_chunks(
         other = scored(model, guide, args)
         point_masses = _point_masses(one, other)
         nesting = max((-f.dim for s in one for f in s.frames if f.dim is not None), default=0)
-        numbers = sum(site.value.numel() for site in one if site.role == "likelihood")
+        # A mapped program holds the latents of all draws; those of this suite's models are few beside their data.
+        numbers = sum(site.value.numel() for site in one if site.role == "likelihood" or not vectorises)
         chunk = max(1, MAX_SCORED_NUMBERS // max(1, numbers))
         sizes = [min(chunk, draws - start) for start in range(0, draws, chunk)]
 

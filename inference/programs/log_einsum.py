@@ -30,6 +30,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
 
 
 def transpose(operand: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The operand with its axes in another order."""
     return operand.permute(axes)
 
 

@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from .mapping import NotMappedError, agree, mappable
-from .scored_sites import ScoredSite, guide_sites, hold, scored, scored_model
+from .scored_sites import ScoredSite, guide_sites, hold, pair_sites, scored, scored_model
+from .traced_pairs import rerun, runs_the_model
 
 __all__ = ["MappedDraws"]
 
@@ -62,6 +63,8 @@ class MappedDraws:
         return self._mapped(run, torch.arange(draws))
 
     def _by_model(self, draws: int) -> list[ScoredSite]:
+        if runs_the_model(self.guide):
+            raise NotMappedError("its guide runs the model, and cannot be mapped with it")
         runs = [self._drawn() for _ in range(draws)]
         traces, own = [trace for trace, _ in runs], [sites for _, sites in runs]
         names = [name for name, site in traces[0].nodes.items() if site["type"] == "sample" and not site["is_observed"]]
@@ -128,6 +131,9 @@ class MappedDraws:
     def _replayed(self, sites: list[ScoredSite], draw: int) -> list[ScoredSite]:
         """The sites of one call of guide and model at the values of one draw; of the model alone if only that is mapped."""
         with torch.random.fork_rng():
+            if runs_the_model(self.guide):
+                held = {s.name: {"value": s.value[draw], "cond_indep_stack": ()} for s in sites if s.role == "q"}
+                return pair_sites(rerun(held, self.model, self.guide, self.args, {}))
             own = poutine.trace(self.guide).get_trace(*self.args)
             q = [site for site in sites if site.role == "q"]
             if self._whole:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from guides.latents import Latents
@@ -32,8 +33,17 @@ class PackedScores:
     def __init__(self, model: Callable[..., Any], latents: Latents, args: tuple[Any, ...]) -> None:
         self.model, self.latents, self.args = on_all_rows(model), latents, args
         self._scored = Mapped(torch.func.vmap(self._value_and_score), self._alone)
-        numbers = sum(value.numel() for value in args if isinstance(value, Tensor))
+        numbers = self._observed() + latents.dim
         self.chunk = max(1, MAX_NUMBERS // max(1, numbers))
+
+    def _observed(self) -> int:
+        """Numbers in the data. A prior that cannot be drawn from leaves those of the arguments."""
+        try:
+            with torch.no_grad(), torch.random.fork_rng(), poutine.block():
+                nodes = poutine.trace(self.model).get_trace(*self.args).nodes.values()
+        except (NotImplementedError, RuntimeError, ValueError):
+            return sum(value.numel() for value in self.args if isinstance(value, Tensor))
+        return sum(s["value"].numel() for s in nodes if s["type"] == "sample" and s["is_observed"])
 
     def at(self, z: Tensor) -> Tensor:
         """log p at one point, shape (*batch, dim): shape (*batch), where batch is () or the number of data."""

@@ -14,9 +14,9 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from .summed_out import left_to_sum, summed_out
-from .traced_pairs import runs_the_model, trace_pair
+from .traced_pairs import Pair, runs_the_model, trace_pair
 
-__all__ = ["ScoredSite", "guide_sites", "hold", "scored", "scored_model", "scored_under_plate"]
+__all__ = ["ScoredSite", "guide_sites", "hold", "pair_sites", "scored", "scored_model", "scored_under_plate"]
 
 
 class ScoredSite(NamedTuple):
@@ -45,8 +45,7 @@ class ScoredSite(NamedTuple):
 def scored(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> list[ScoredSite]:
     """Runs guide and model once and scores all their sample sites. What the model enumerates alone is summed out."""
     if runs_the_model(guide):
-        guide_trace, model_trace = trace_pair(model, guide, args, {})
-        return guide_sites(guide_trace) + _sites(model_trace, is_guide=False)
+        return pair_sites(trace_pair(model, guide, args, {}))
     guide_trace = poutine.trace(guide).get_trace(*args)
     # A flow has the inverse of its draw only until it makes the next one.
     return guide_sites(guide_trace) + scored_model(model, guide_trace, args)
@@ -75,6 +74,11 @@ def scored_model(model: Callable[..., Any], drawn: poutine.Trace, args: tuple[An
     latents = [s for s in sites if s.name in within and s.name in drawn]
     # The density of a latent that depends on a summed one is part of the sum, but its draws are draws of the prior's sites.
     return [s for s in sites if s.name not in within] + [s._replace(log_prob=torch.zeros(())) for s in latents] + sums
+
+
+def pair_sites(pair: Pair) -> list[ScoredSite]:
+    """The sample sites of two traces."""
+    return guide_sites(pair.guide) + _sites(pair.model, is_guide=False)
 
 
 def guide_sites(trace: poutine.Trace) -> list[ScoredSite]:

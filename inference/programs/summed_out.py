@@ -54,8 +54,10 @@ def summed_out(
     Returns:
         The model's trace; the names of its sites that are part of the sum; and the factors of the sum.
     """
-    with poutine.enum(first_available_dim=-1 - nesting), _AllAtOnce():
-        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    guide_trace = _fresh(guide_trace)
+    # As in Pyro's `TraceEnum_ELBO`, enumeration sees a site before its value is replaced by the guide's draw.
+    enumerated = poutine.enum(_AllAtOnce()(model), first_available_dim=-1 - nesting)
+    trace = poutine.trace(poutine.replay(enumerated, trace=guide_trace)).get_trace(*args)
     trace = prune_subsample_sites(trace)
     trace.compute_log_prob()
     trace.pack_tensors()
@@ -73,6 +75,15 @@ def summed_out(
     ]
     within = {site["name"] for site in sites if not dims.isdisjoint(site["packed"]["log_prob"]._pyro_dims)}
     return trace, within, factors
+
+
+def _fresh(trace: poutine.Trace) -> poutine.Trace:
+    """A copy without what an earlier enumeration has noted at its sites."""
+    copy = poutine.Trace()
+    for name, site in trace.nodes.items():
+        infer = {key: value for key, value in site.get("infer", {}).items() if not key.startswith(("_dim_to", "_enumerate"))}
+        copy.add_node(name, **{key: value for key, value in site.items() if key != "packed"} | {"infer": infer})
+    return copy
 
 
 class _MappedRing(LogRing):

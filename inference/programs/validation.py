@@ -177,7 +177,7 @@ def _check_built_for(model: Callable[..., Any], guide: Callable[..., Any]) -> No
     """Raises if the guide was built for another model, which it would run in place of this one."""
     own: Any = poutine.unwrap(unwrap(guide)) if runs_the_model(guide) else unwrap(guide)
     built_for_one = runs_the_model(guide) or isinstance(own, (Defensive, Guide, Posterior, Prior))
-    if built_for_one and origin(own.model) is not origin(model):
+    if built_for_one and origin(own.model) != origin(model):
         raise ValueError(
             f"this {type(own).__name__} guide was built for another model ({_name(unwrap(own.model))}); build one for this "
             f"{_name(unwrap(model))}."

@@ -68,8 +68,9 @@ def capture(
 
 def _refuse_own_state(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
-        if any(isinstance(value, torch.Generator) for value in (*node.args, *node.kwargs.values())):
-            raise CaptureError(f"{node.target} draws from a generator of the program's own")
+        read = getattr(traced, str(node.target), None) if node.op == "get_attr" else None
+        if any(isinstance(value, torch.Generator) for value in (read, *node.args, *node.kwargs.values())):
+            raise CaptureError("it draws from a generator of the program's own")
         schema = getattr(node.target, "_schema", None)
         if "batch_norm" in str(node.target) and any(n.op == "get_attr" for n in node.args[3:5] if isinstance(n, fx.Node)):
             # It changes its running moments, although its schema does not say so.

@@ -78,7 +78,7 @@ def memory(*programs: Any, learned: Sequence[Tensor] = (), **named: Any) -> Memo
     _, words, *rest = state
     found.add((random.getstate(), words.tobytes(), rest), "Python's or NumPy's random generator")
     roots = {**{f"program {k}": program for k, program in enumerate(programs)}, **named}
-    roots |= {"the param store": pyro.get_param_store(), "os.environ": os.environ}
+    roots |= {"the param store": _of_store(), "os.environ": os.environ}
     with warnings.catch_warnings():
         # Some iterators warn that they will not be copied by a later Python.
         warnings.simplefilter("ignore")
@@ -115,6 +115,16 @@ def _read(found: Memory, roots: Mapping[str, Any], moving: set[int]) -> None:
             found.unreadable = found.unreadable or f"{place} (a {type(value).__qualname__})"
             continue
         waiting.extend(reversed(inside))
+
+
+def _of_store() -> dict[str, Any]:
+    """What the param store holds besides parameters to learn: these belong to the fit, and new ones may be met."""
+    store = vars(pyro.get_param_store())
+    fixed = {name: value for name, value in store["_params"].items() if not value.requires_grad}
+    return {**{name: value for name, value in store.items() if name not in _LEARNED}, "_params": fixed}
+
+
+_LEARNED = ("_params", "_constraints", "_param_to_name")
 
 
 def _modules(root: Any) -> Iterator[str]:

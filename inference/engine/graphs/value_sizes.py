@@ -11,6 +11,8 @@ from .simplify import is_random
 
 __all__ = ["sized_by_values"]
 
+aten = torch.ops.aten
+
 
 def sized_by_values(graph: fx.Graph, fixed: Collection[int] = ()) -> fx.Node | None:
     """The first operation whose result may have another size at another step; None if there is none.
@@ -25,23 +27,28 @@ def sized_by_values(graph: fx.Graph, fixed: Collection[int] = ()) -> fx.Node | N
     inputs = 0
     for node in graph.nodes:
         if node.op == "placeholder":
-            varying |= set() if inputs in fixed else {node}
+            if inputs not in fixed:
+                varying.add(node)
             inputs += 1
-        elif is_random(node) or not varying.isdisjoint(node.all_input_nodes):
+            continue
+        if not varying.isdisjoint(_deciding(node)):
+            return node
+        if is_random(node) or not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
-            if _is_sized_by_values(node):
-                return node
     return None
 
 
-def _is_sized_by_values(node: fx.Node) -> bool:
+def _deciding(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose values decide on the size of the result."""
     if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
-        return False
-    if node.target is not torch.ops.aten.index.Tensor:
-        return True
-    # Row numbers give a result of their own shape; a mask one of as many rows as it has ones.
-    rows = node.all_input_nodes[1:]
-    return any(_dtype(index) in (torch.bool, torch.uint8) for index in rows)
+        return []
+    inputs = node.all_input_nodes
+    if node.target is aten.masked_select.default:
+        return inputs[1:]
+    if node.target is aten.index.Tensor:
+        # Row numbers give a result of their own shape; a mask one of as many rows as it has ones.
+        return [index for index in inputs[1:] if _dtype(index) in (torch.bool, torch.uint8)]
+    return inputs
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

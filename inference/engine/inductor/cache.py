@@ -148,7 +148,7 @@ def _put(made: Path, entry: Path) -> None:
         made.rename(entry)
     except OSError:
         # Another process has put it there, or what is there is damaged: a folder, a file or a link to nothing.
-        if not _is_whole(entry):
+        if not (_is_ours(entry) and _is_whole(entry)):
             discard(entry)
             made.rename(entry)
 
