@@ -740,6 +740,27 @@ def sparse_gaussian_process():
 
 
 @program()
+def sparse_gaussian_process_regression():
+    kernel = gp.kernels.RBF(input_dim=1)
+    process = gp.models.SparseGPRegression(
+        X.sort().values, X.sin(), kernel, Xu=torch.tensor([-1.0, 0.5, 2.0]), noise=torch.tensor(0.2), jitter=1e-4
+    )
+    return lambda x: process.model(), lambda x: process.guide()
+
+
+def no_arguments():
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(X)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=X)
+
+    return model, AutoNormal(model)
+
+
+PROGRAMS.append(Program("no_arguments", no_arguments, ()))
+
+
+@program()
 def gaussian_process_regression():
     kernel = gp.kernels.RBF(input_dim=1)
     kernel.lengthscale = PyroSample(dist.LogNormal(0.0, 0.5))

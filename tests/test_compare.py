@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from problems import demo
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from guides import Amortized, Delta, FullRank, Global, Linear, Local, LowRank, MeanField
-from inference import NonFiniteLossError, best_elbo, compare
+from inference import NonFiniteLossError, best_elbo, compare, elbo, fit
 from inference.cli.output import check_folder, save_comparison
 from inference.engine import Eager
 from models import FactorAnalysis, LinearRegression, ProbabilisticPCA
@@ -82,9 +84,6 @@ def test_a_learned_model_has_an_evidence_for_each_run():
 
 
 def test_without_truth():
-    import pyro
-    import pyro.distributions as dist
-
     def model(x):
         h = pyro.sample("h", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(h.exp(), 1.0).expand(x.shape).to_event(1), obs=x)
@@ -201,3 +200,83 @@ def test_local_sources_share_one_optimum():
     )
     best = result.to_frame().set_index("guide").best_gap
     assert best["local"] == best["amortized"] > 0.1
+
+
+class TestRowsAreIndependent:
+    """Every run starts from the same state and leaves it as it was: equal rows have equal numbers."""
+
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+
+    def pair(self):
+        """Nets of the enclosing scope, as in Pyro's tutorials, and one with a buffer that changes."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            decoder = torch.nn.Linear(2, 4)
+            encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4))
+
+        def model(x):
+            pyro.module("decoder", decoder)
+            with pyro.plate("data", len(x)):
+                h = pyro.sample("h", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(decoder(h), 0.5).to_event(1), obs=x)
+
+        def guide(x):
+            pyro.module("encoder", encoder)
+            with pyro.plate("data", len(x)):
+                out = encoder(x)
+                pyro.sample("h", dist.Normal(out[:, :2], out[:, 2:].exp()).to_event(1))
+
+        return model, guide, (*decoder.state_dict().values(), *encoder.state_dict().values())
+
+    def test_nets_of_the_enclosing_scope(self):
+        model, guide, state = self.pair()
+        before = [value.clone() for value in state]
+        result = compare(
+            model, {name: lambda _: guide for name in "ab"}, self.x, steps=20, seeds=[3, 4], draws=10, engine=Eager
+        )
+        first, second = ([run.elbo for run in result.runs if run.guide == name] for name in "ab")
+        assert first == second
+        assert first[0] != first[1]
+        assert first[0] > next(run.elbo for run in result.runs if run.guide == "prior") + 20.0
+        for run in result.runs[1:]:
+            assert elbo(run.fit.model, run.fit.guide, self.x, draws=10, seed=run.fit.seed).value == run.elbo
+        assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+
+    def test_a_guide_built_beforehand(self):
+        def model(x):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(h, 1.0), obs=x[:, 0])
+
+        guide = AutoNormal(model)
+        result = compare(model, {name: lambda _: guide for name in "ab"}, self.x, steps=20, seeds=2, draws=20, engine=Eager)
+        first, second = ([run.elbo for run in result.runs if run.guide == name] for name in "ab")
+        assert first == second
+        assert not list(guide.parameters())
+
+    def test_a_tensor_that_pyro_param_takes_as_its_own(self):
+        start = torch.tensor(0.1)
+
+        def model(x):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(h, 1.0), obs=x[:, 0])
+
+        def guide(x):
+            pyro.sample("h", dist.Normal(pyro.param("loc", start), 0.2))
+
+        result = compare(model, {name: lambda _: guide for name in "ab"}, self.x, steps=20, seeds=1, draws=20, engine=Eager)
+        first, second = (next(run.elbo for run in result.runs if run.guide == name) for name in "ab")
+        assert first == second
+        assert start == 0.1
+
+    def test_copies_leave_an_autoguide_its_model(self):
+        def model(x):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0).expand(x.shape).to_event(2), obs=x)
+
+        guide = AutoNormal(model)
+        own = guide.model
+        done = fit(model, guide, self.x, steps=2, engine=Eager)
+        assert guide.model is own
+        assert done.guide.model is not None

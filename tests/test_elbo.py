@@ -206,3 +206,9 @@ def test_plain_models_with_other_plates():
     found = elbo(model, Prior(model), x, draws=2000)
     exact = 6 * (-0.5 * torch.log(torch.tensor(2 * torch.pi)) - 0.5)
     assert abs(found.value - exact) < 5 * found.se
+
+
+def test_a_density_that_overflows_is_no_elbo():
+    model, x = GaussianMean.demo()
+    with pytest.raises(ValueError, match=r"elbo: E_q\[log p\(x \| h\)\] is (-inf|nan) over 100 draws"):
+        elbo(model, Global(model, MeanField()), 1e30 * x)

@@ -11,10 +11,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from problems import MODELS, SOLVED, build, demo, few, is_discrete, shake
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoNormal
 
 from guides import Amortized, Bernoulli, Defensive, Delta, FullRank, Global, Linear, Local, MeanField, Posterior, Prior
-from inference import ais, ais_reverse, bidirectional, elbo, evidence, fit, iwae
+from inference import ais, ais_reverse, bidirectional, elbo, evidence, fit, gaps, iwae
 from inference.evidence.estimate import LogMean
 from inference.evidence.psis import psis
 from inference.objectives import TraceELBO
@@ -373,13 +374,13 @@ class TestBadInput:
         h = {"h": torch.full((60, 2), torch.nan)}
         with pytest.raises(ValueError, match="given draw of 'h' of datum 0 .* is nan"):
             ais_reverse(self.model, Prior(self.model), self.x, h)
-        with pytest.raises(TypeError, match="h must be a dictionary"):
+        with pytest.raises(TypeError, match="h must be a mapping from names"):
             ais_reverse(self.model, Prior(self.model), self.x, self.x)
 
     def test_bidirectional(self):
         with pytest.raises(ValueError, match="n must be at least 1"):
             bidirectional(self.model, 0)
-        with pytest.raises(TypeError, match="needs a model of this suite, but got function"):
+        with pytest.raises(TypeError, match="model must be a Model"):
             bidirectional(bounded_above, 3)
 
 
@@ -481,3 +482,49 @@ def test_bounds_of_a_fitted_encoder_on_unseen_data():
     unseen = model.simulate(50, seed=8)[1]
     found = iwae(model, guide, unseen, draws=3000)
     assert ((found.value - model.log_evidence(unseen)).abs() < 5 * found.se).all()
+
+    def test_a_minibatch_as_data_is_refused(self):
+        """A model of 1000 rows that is given 20: its weights are random, and their mean is not p(x)."""
+
+        def model(x):
+            loc = pyro.sample("loc", dist.Normal(x.new_zeros(()), 2.0))
+            with pyro.plate("data", 1000, subsample_size=len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+        for bound in (iwae, ais):
+            with pytest.raises(ValueError, match="takes 20 of the 1000 rows of the plate 'data'.*needs all the data"):
+                bound(model, Prior(model), self.x)
+
+
+@config_enumerate
+def mixture(x):
+    loc = pyro.sample("loc", dist.Normal(x.new_zeros(()), 2.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(x.new_tensor(0.3)))
+        pyro.sample("x", dist.Normal(loc + 3 * z, 1.0), obs=x)
+
+
+class TestEnumeratedLatents:
+    """A latent that the model marks for enumeration is summed out, if the guide leaves it out."""
+
+    x = torch.tensor([0.1, 3.2, -0.5, 2.5]).double()
+
+    def guide(self, x):
+        pyro.sample("loc", dist.Normal(x.new_tensor(-0.1), 0.8))
+
+    def exact(self):
+        loc, step = torch.linspace(-20.0, 20.0, 4001).double(), 0.01
+        normal = torch.distributions.Normal
+        parts = [normal(loc + 3 * z, 1.0).log_prob(self.x.unsqueeze(-1)) + log(p) for z, p in ((0, 0.7), (1, 0.3))]
+        return (torch.stack(parts).logsumexp(0).sum(0) + normal(0.0, 2.0).log_prob(loc)).logsumexp(0) + log(step)
+
+    def test_iwae(self):
+        found = iwae(mixture, self.guide, self.x, draws=1000)
+        assert found.value.shape == ()
+        assert abs(found.value - self.exact()) < 5 * found.se < 0.2
+
+    def test_what_needs_gradients_in_all_latents_says_so(self):
+        with pytest.raises(ValueError, match="a latent of this model is discrete: use iwae"):
+            ais(mixture, Prior(mixture), self.x)
+        with pytest.raises(ValueError, match="latent 'z' is discrete"):
+            gaps(mixture, Global(mixture, MeanField()), self.x)

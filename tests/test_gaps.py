@@ -253,9 +253,9 @@ class TestSemiAmortized:
     ("make", "message"),
     [
         (lambda m: SemiAmortized(m, MeanField(), steps=0), "steps must be at least 1, but is 0: without steps, use Amortized"),
-        (lambda m: SemiAmortized(m, MeanField(), lr=0.0), "lr and draws must be positive"),
+        (lambda m: SemiAmortized(m, MeanField(), lr=0.0), "lr must be positive"),
         (lambda m: SemiAmortized(m, Bernoulli()), "no gradient with respect to its draws"),
-        (lambda m: Flow(0), "layers and hidden must be at least 1"),
+        (lambda m: Flow(0), "layers must be at least 1"),
         (lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), draws=1), "draws must be at least 2"),
         (
             lambda m: gaps(m, Local(m, MeanField()), torch.zeros(3, 6), encoder_steps=-1),
@@ -285,7 +285,7 @@ def test_a_global_guide_of_local_latents_has_one_number():
 
 def test_guides_without_a_lambda_are_refused():
     model, x = FactorAnalysis.demo()
-    with pytest.raises(TypeError, match="fit_unseen needs a guide of this suite"):
+    with pytest.raises(TypeError, match="fit_unseen: guide must be a Guide"):
         fit_unseen(Prior(model), x)
     with pytest.raises(TypeError, match="ascent must be an Ascent"):
         gaps(model, Local(model, MeanField()), x, ascent=10)

@@ -19,6 +19,8 @@ from guides import FullRank, Global, MeanField
 from inference import elbo
 from inference.programs.draws import draw_all, draw_chunks
 from inference.programs.isolation import isolated
+from inference.programs.log_joint import LogJoint
+from inference.programs.packed_scores import PackedScores
 
 X = torch.tensor([0.3, -1.2, 0.8, 1.9, 0.1, 2.2], dtype=torch.float64)
 SLOW = "guide and model are called once for each draw"
@@ -230,6 +232,38 @@ def test_a_model_that_cannot_be_mapped_warns_once_and_is_right(model):
     for loc, value in zip(found.h["loc"], found.log_likelihood, strict=True):
         trace = poutine.trace(poutine.condition(model, {"loc": loc})).get_trace(X)
         assert abs(trace.nodes["x"]["fn"].log_prob(X).sum() - value) < 1e-10
+
+
+def in_a_transform(x):
+    """The Cholesky factor is filled in place by the transform of its support; the prior of `free` has no draws."""
+    pyro.sample("corr", dist.LKJCholesky(2, torch.tensor(2.0)))
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    pyro.sample("free", dist.ImproperUniform(dist.constraints.positive, (), ()))
+    pyro.sample("x", dist.Normal(loc, 1.0).expand(x.shape).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("model", [stopping_model, in_place_model, in_a_transform, uncertain])
+def test_the_log_joint_of_any_model(model):
+    """Density, score and curvature are those of single calls, also where the model cannot be mapped over points."""
+    joint = LogJoint(model, X)
+    u = torch.randn(5, joint.dim, generator=torch.Generator().manual_seed(0))
+    found, scores = joint(u), joint.score(u)
+    packed = PackedScores(model, joint.latents, (X,))
+    values, slopes = packed(u)
+    for k, point in enumerate(u):
+        values_here, log_det = joint.latents.constrain(point)
+        trace = poutine.trace(poutine.condition(model, values_here)).get_trace(X)
+        expected = trace.log_prob_sum() + log_det
+        assert abs(expected - found[k]) < 1e-10
+        leaf = point.clone().requires_grad_()
+        (score,) = torch.autograd.grad(joint.at(leaf), leaf)
+        torch.testing.assert_close(scores[k], score, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(values, found.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(slopes, scores, rtol=1e-10, atol=1e-10)
+    hessian = torch.autograd.functional.hessian(joint.at, u[0])
+    torch.testing.assert_close(joint.hessian(u[0]), hessian, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(packed.curvature(u[0]), -hessian, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(joint.unconstrain(joint.constrain(u)), u, rtol=1e-8, atol=1e-8)
 
 
 def test_the_draws_are_fixed_by_the_seed_and_nothing_global_changes():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from problems import SOURCES
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from test_cli import run
 
 from guides import Amortized, FullRank, Global, Local, MeanField, Prior, SemiAmortized, Structured
 from inference import Ascent, ais, ais_reverse, bidirectional, elbo, fit, fit_unseen, gaps, iwae
@@ -158,10 +160,10 @@ def test_every_source_away_from_the_posterior(model, source):
     by_model = isinstance(model, torch.nn.Module)
     found = iwae(model, guide, X, draws=4000 if by_model else 1500)
     assert found.value.shape == ()
-    assert abs(found.value - exact) < 5 * found.se < 1.0
+    assert abs(found.value - exact) < 5 * found.se < 2.0
     if source is not AutoNormal:
         found = ais(model, guide, X, temperatures=40, leapfrog=3, chains=100)
-        assert abs(found.value - exact) < 5 * found.se < 1.0
+        assert abs(found.value - exact) < 5 * found.se < 2.0
 
 
 @pytest.mark.slow
@@ -261,7 +263,7 @@ class TestGroups:
         if source is not AutoMultivariateNormal:
             found = ais(groups, guide, X, temperatures=40, leapfrog=3, chains=100)
             assert found.value.shape == ()
-            assert abs(found.value - exact) < 5 * found.se < 1.0
+            assert abs(found.value - exact) < 5 * found.se < 2.0
 
     @pytest.mark.slow
     @pytest.mark.parametrize("source", [Local, Structured])
@@ -334,3 +336,17 @@ def test_a_model_with_a_constant_for_each_row_is_not_cut():
     exact = torch.distributions.Normal(0.0, (1 + noise**2).sqrt()).log_prob(x)
     torch.testing.assert_close(iwae(model, guide, x, draws=3).value, exact, **EXACT)
     torch.testing.assert_close(ais(model, guide, x, temperatures=3, chains=2).value, exact, **EXACT)
+
+
+@pytest.mark.slow
+def test_the_commands_take_all_data_that_share_a_latent(tmp_path):
+    """`--rows` does not cut them, and gaps are shares of all data."""
+    options = ["--model", "EightSchools", "--rows", 3, "--steps", 300, "--lr", 0.03]
+    text = run("evidence", *options, "--guide", "Structured(MeanField)", "--draws", 2000)
+    assert "log p(x) of 8 of 8 data" in text
+    assert f"{-31.311347 / 8:.4f}" in text
+    run("gaps", *options, "--guides", "Structured(MeanField)", "--ascent-steps", 20, "--jobs", 1, "--out", tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "gaps.csv")
+    assert table["data"][0] == 8
+    assert abs(table["log p(x)"][0] + 31.311347 / 8) < 1e-4
+    assert 0 < table["log p(x)"][0] - table["ELBO"][0] < 0.5

@@ -23,8 +23,10 @@ from ..objectives import Objective
 from ..optimisers import Solver
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
+from ..programs.copying import copied
 from ..programs.isolation import isolated
 from ..programs.validation import as_args, check_count, check_data, check_rate
+from .surroundings import outside_tensors, restored
 from .table import Comparison, Run
 from .truth import best_known_elbo, known_evidence
 
@@ -52,7 +54,9 @@ def compare(
 ) -> Comparison:
     """Fits every guide with every seed, objective and optimiser, and measures its ELBO.
 
-    Each run works on its own copy of the model, and learns the copy's parameters if there are any. All guides share the seeds.
+    Each run works on its own copy of the model, and learns the copy's parameters if there are any. Nets that a plain function
+    takes from its surroundings are trained from the same values in each run, and then get these values back. All guides share
+    the seeds.
     Two reference rows need no fit: the prior as a guide (the floor), unless it is improper, and the exact posterior (the
     ceiling), if it is known. They use the model as given, so a guide that is fitted with its model can exceed the ceiling.
 
@@ -157,20 +161,30 @@ def _fitted(model: Any, x: Any, rows: list[_Row], seeds: Sequence[int], *, draws
 
 def _runs(model: Any, x: Any, row: _Row, seeds: list[int], *, draws: int, dtype: torch.dtype) -> list[Run]:
     """The runs of one row with some of the seeds, in any process."""
-    pairs = []
     with isolated(0):
         torch.set_default_dtype(dtype)
-        for seed in seeds:
-            with isolated(seed):
-                own = copy.deepcopy(model)
-                pairs.append((own, row.factory(own)))
-        fits = fit_many(pairs, x, seeds=seeds, **row.options)
+        pairs = [_pair(model, row.factory, seed) for seed in seeds]
+        outside = outside_tensors(*pairs[0], as_args(x))
+        # Fits that train the same net of the enclosing scope run one by one, each from the values that it had before.
+        parts = [[k] for k in range(len(seeds))] if outside else [list(range(len(seeds)))]
         runs = []
-        for (own, guide), done in zip(pairs, fits, strict=True):
-            found = elbo(done.model, done.guide, x, draws=draws, seed=done.seed)
-            evidence, best = known_evidence(own, x), best_known_elbo(own, guide, x)
-            runs.append(Run(row.guide, done.seed, found.value, found.se, evidence, best, done, **row.chosen))
+        for part in parts:
+            with restored(outside):
+                fits = fit_many([pairs[k] for k in part], x, seeds=[seeds[k] for k in part], **row.options)
+                for k, done in zip(part, fits, strict=True):
+                    found = elbo(done.model, done.guide, x, draws=draws, seed=done.seed)
+                    evidence, best = known_evidence(pairs[k][0], x), best_known_elbo(*pairs[k], x)
+                    runs.append(Run(row.guide, done.seed, found.value, found.se, evidence, best, done, **row.chosen))
         return runs
+
+
+def _pair(model: Any, factory: Callable[[Any], Any], seed: int) -> tuple[Any, Any]:
+    """A copy of the model, and a guide of its own: a copy, if the factory gives the same one again."""
+    own = copy.deepcopy(model)
+    with isolated(seed):
+        guide = factory(own)
+    with isolated(seed):
+        return own, copied(guide, {}) if factory(own) is guide else guide
 
 
 def _references(model: Any, x: Any, draws: int) -> tuple[list[Run], list[Run]]:

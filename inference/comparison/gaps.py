@@ -20,13 +20,14 @@ from ..evidence.estimate import LogMean
 from ..evidence.finite import require_density, require_finite
 from ..evidence.packed_guide import PackedGuide
 from ..evidence.packed_model import PackedModel
+from ..evidence.whole_pair import whole_pair
 from ..fitting.unseen import Ascent, check_ascent, log_weights
 from ..plots.gap_bars import gap_bars
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import MAX_SCORED_NUMBERS
 from ..programs.isolation import isolated
-from ..programs.validation import as_args, check_count, check_data, check_pair, check_rate
+from ..programs.validation import as_args, check_count, check_data, check_rate
 from ..programs.whole_data import whole_data
 from .best_lambda import EncoderTraining, Stages, best_stages
 from .text import gaps_html, gaps_text
@@ -149,8 +150,7 @@ def gaps(
     training = EncoderTraining(None if train is None else as_args(train), encoder_steps, encoder_lr, batch_size)
     guide, model = _suite_guide(guide), unwrap(model)
     _check(model, args, training, ascent, draws=draws, evidence_draws=evidence_draws, temperatures=temperatures)
-    with isolated(seed), whole_data():
-        check_pair(model, guide, args, {})
+    with whole_pair(model, guide, args, seed=seed):
         stages = best_stages(model, guide, args, training=training, ascent=ascent)
         require_density(stages.own.family(stages.own.lam), "gaps")
     exact = _exact(model, args, per_datum=stages.own.per_datum)

@@ -56,7 +56,8 @@ def _title(comparison: Any) -> str:
 
 
 def _gaps_title(gaps: Any) -> str:
-    return f"log p(x) − ELBO in three parts, nats per datum; log p(x) is {gaps.evidence_by}"
+    unit = "nats per datum" if gaps.evidence.value.dim() else "nats for all data together"
+    return f"log p(x) − ELBO in three parts, {unit}; log p(x) is {gaps.evidence_by}"
 
 
 def _failed(gaps: Any) -> str:

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from models import LocalModel, Model
 from models.base import data_plate
@@ -84,9 +85,17 @@ class DataSets(LocalModel):
         over_sets = torch.func.vmap(lambda u, one: self.joint.at(u, (one,)), in_dims=(0, 0))
         over_draws = torch.func.vmap(over_sets, in_dims=(0, None))
         h = h.expand(*h.shape[:-2], len(x), h.shape[-1])
+        many = h.reshape(-1, *h.shape[-2:])
         with pyro.validation_enabled(False):
-            density: Tensor = over_draws(h.reshape(-1, *h.shape[-2:]), x).reshape(h.shape[:-1])
-        return density
+            try:
+                density: Tensor = over_draws(many, x)
+            except LinAlgError:
+                raise
+            except RuntimeError:
+                # A model that vmap cannot map: one call for each data set of each draw.
+                each = [self.joint.at(u, (one,)) for draw in many for u, one in zip(draw, x, strict=True)]
+                density = torch.stack(each)
+        return density.reshape(h.shape[:-1])
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """The joint. Arguments as in `Model.forward`; x is required."""

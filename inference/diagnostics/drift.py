@@ -109,7 +109,8 @@ def drift(
     (end,) = moved(joint, u, moves=moves, leapfrog=leapfrog, kept=1, seed=seed + 1)
     origin = ancestors[:, list(weighted.scalars.datum) if ancestors.shape[1] > 1 else [0] * len(weighted.scalars.names)]
     before = weighted.scalars.draws.gather(0, origin)
-    after = scalars(quantities(model, joint.constrain(end))).draws
+    table = scalars(quantities(model, joint.constrain(end)))
+    after = table.draws[:, [table.names.index(name) for name in weighted.scalars.names]]
     return _deviations(before, after, origin, len(weighted.log_weights))
 
 

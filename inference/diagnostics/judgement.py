@@ -36,7 +36,7 @@ SURE = 4.5
 """Standard errors of a difference that is certain: by chance one in 150 000."""
 MAX_CORRECTED_ERROR = 0.75
 """Largest difference of corrected moments from another estimate, as a share of the limit on the error."""
-MAX_ERROR_OF_DECISION = 0.5
+MAX_ERROR_OF_DECISION = 0.3
 """Largest standard error with which an estimate decides, as a share of the limit on the error."""
 MIN_DIM_FOR_MOVES_ALONE = 11
 """Dimensions from which moves decide alone. In fewer, weights of wide draws fail only for a posterior that moves do not cross
@@ -87,15 +87,19 @@ class Estimates:
         return self.references[0]
 
     @property
+    def exact(self) -> bool:
+        """Whether all weights are equal, so that the difference between q and its own weighted draws has no noise."""
+        return self.weighted.worst == -inf
+
+    @property
     def reliable(self) -> list[Reference]:
-        """References that can be believed: q's own weights first, then the most precise."""
+        """References that can be believed, the most precise first."""
         good = [r for r in self.references if r.reliable]
         alone = good and all(r is self.references[-1] for r in good) and len(self.references) > 1
         if alone and self.wider is not None and self.dim < MIN_DIM_FOR_MOVES_ALONE:
             return []
-        # q and its own weights share their draws, so that their difference is the most precise.
         by_error = sorted(good, key=lambda r: float(torch.maximum(r.error.mean, r.error.sd).nan_to_num(inf).max()))
-        return sorted(by_error, key=lambda r: r is not self.own)
+        return sorted(by_error, key=lambda r: not (self.exact and r is self.own))
 
     @property
     def khat(self) -> str:
@@ -173,7 +177,7 @@ def _of_moments(estimates: Estimates, quantity: Quantity, step: str) -> Finding:
         return _finding(name, Decision.REFUSE, f"{reason} {quantity.unit}", step)
     errors = [reference.off(estimates.q, fields) for reference in references]
     worst, size = _largest(*errors[0])
-    noise = float(errors[0][1].max())
+    noise = 0.0 if estimates.exact and references[0] is estimates.own else float(errors[0][1].max())
     sure = any(bool((error - quantity.limit > SURE * se).any()) for error, se in errors[1:])
     by_mode = _by_modes(estimates, estimates.own if estimates.own.reliable else references[0], quantity)
     close = size <= quantity.limit and noise <= MAX_ERROR_OF_DECISION * quantity.limit and not sure
@@ -234,6 +238,8 @@ def _for_modes(step: str) -> str:
 def _without_moment(estimates: Estimates, quantity: Quantity) -> str:
     """A sentence about a moment that may not exist; empty if all seem to."""
     if estimates.wider is None or quantity.name == "tails" or not estimates.references[1].reliable:
+        return ""
+    if estimates.exact:  # q is proportional to the posterior where it draws, and may have heavy tails too
         return ""
     # Errors of means are in units of sds, so means need them too.
     khat, name = estimates.wider.moment_khat(2)

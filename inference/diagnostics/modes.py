@@ -260,7 +260,8 @@ class _Climber:
         # The ridge along a coordinate: the mean of the others given its value.
         directions = [axes] if self.space.lower is None else [axes, self.space.lower]
         along = (line.reshape(-1, 1, 1) * torch.cat(directions if dim <= MAX_RIDGES_DIM else directions[-1:])).reshape(-1, dim)
-        noise = torch.randn(count // 2, dim, dtype=like.dtype)
+        # In many dimensions a cloud meets nothing.
+        noise = torch.randn(count // 2 if dim <= MAX_RIDGES_DIM else count // 20, dim, dtype=like.dtype)
         spread = torch.tensor([1.5, 3.0, 6.0], dtype=like.dtype)[torch.randint(3, (len(noise), 1))]
         return torch.cat([along, noise * spread])
 

@@ -7,6 +7,7 @@ from math import inf, log
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import norm
 from torch import Tensor
 
 from ..evidence.psis import MAX_KHAT
@@ -21,16 +22,16 @@ __all__ = ["TAIL", "Estimated", "Reference", "by_moves", "by_weights", "khat_err
 
 TAIL = 0.025
 """Probability beyond each quantile of the tails."""
-MIN_ESS = 200
+MIN_ESS = 400
 """Effective draws with which a weighted estimate decides."""
 MAX_KEPT = 0.35
 """Largest correlation of a scalar before and after the moves with which the chains count as independent of their start."""
 MAX_TREND = 4.5
 """Standard errors between two successive states of all chains that count as a drift that has not ended."""
-MAX_CHAINS, MIN_CHAINS = 1000, 200
+MAX_CHAINS, MIN_CHAINS = 600, 200
 MOVES, LEAPFROG, KEPT = 18, 5, 8
 """Moves of each chain, steps of each move, and the number of last states that are kept."""
-MAX_STATE_NUMBERS = 250_000
+MAX_STATE_NUMBERS = 80_000
 """Chains times dimensions."""
 MAX_DATA_NUMBERS = 20_000_000
 """Chains times numbers in the data."""
@@ -147,7 +148,9 @@ def _quantile_error(draws: Tensor, weights: Tensor, at: Tensor, sd: Tensor) -> T
     noise = (weights**2 * (below - share) ** 2).sum(0).sqrt()
     near = ((draws - at).abs() <= 0.25 * sd).to(weights)
     density = (weights * near).sum(0) / 0.5
-    return noise / density.clamp(min=1e-3)
+    # Few effective draws also give a density, and a noise, that are too small by chance: half of a normal's is the least.
+    least = 0.5 * (TAIL * (1 - TAIL) * weights.square().sum(0)).sqrt() / float(norm.pdf(norm.isf(TAIL)))
+    return torch.maximum(noise / density.clamp(min=1e-3), least)
 
 
 def _spacing(draws: Tensor, at: Tensor, sd: Tensor) -> Tensor:

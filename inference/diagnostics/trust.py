@@ -44,7 +44,7 @@ def trust(fit: Fit, x: Tensor | tuple[Any, ...], *, draws: int = 10_000, seed: i
       weights stay small where q's tails are too thin. They serve in at most 60 dimensions.
     - draws of q after Hamiltonian moves along the posterior, which need no weights and so serve in many dimensions.
 
-    Weights are reliable if Pareto's k̂ is below 0.7 by a standard error and at least 200 draws are effective. Moves are
+    Weights are reliable if Pareto's k̂ is below 0.7 by a standard error and at least 400 draws are effective. Moves are
     reliable if they forget where they started. q is used as it is if the most precise reliable estimate finds every error
     below its limit, and no other contradicts. So a large k̂ of q's own draws alone refuses nothing, and a small one alone
     proves nothing. The limits are 0.2 posterior sds for means, 20 % for sds, 0.3 posterior sds for 2.5 % and 97.5 % quantiles,

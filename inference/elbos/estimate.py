@@ -78,7 +78,8 @@ def elbo(
         seed: fixes the draws.
 
     Raises:
-        TypeError, ValueError: for bad input, before any work starts.
+        TypeError, ValueError: for bad input, before any work starts; a ValueError also if a term is not finite, but for the
+            complexity of a point mass.
 
     Reference: Jordan, Ghahramani, Jaakkola & Saul, "An introduction to variational methods for graphical models" (1999).
     """
@@ -92,7 +93,19 @@ def elbo(
             total.add(chunk.total)
             if chunk.per_datum:
                 per_datum.add(chunk)
+    _require_finite(total.result(), draws)
     return Estimate(total.result(), per_datum.result() if per_datum.draws else None, draws)
+
+
+def _require_finite(terms: Terms, draws: int) -> None:
+    """Raises a ValueError for a term that no finite density has. The complexity of a point mass is +inf, and stays."""
+    named = {"E_q[log p(x | h)]": terms.reconstruction, "KL(q(h | x) ‖ p(h))": terms.complexity}
+    for name, value in named.items():
+        if not (value.isfinite() or (value is terms.complexity and value == torch.inf)):
+            raise ValueError(
+                f"elbo: {name} is {value.item()} over {draws} draws: a density is zero or infinite at draws of q, or too far "
+                "from q for the precision of its numbers. Scale x, use float64, or give q another start."
+            )
 
 
 class _RunningTerms:

@@ -27,7 +27,9 @@ class Eager(StepwiseEngine):
         problem = self.problem
         with problem.rows, poutine.trace(param_only=True) as used:
             if hasattr(problem.objective, "loss_and_grads"):
-                loss = float(problem.objective.loss_and_grads(problem.model, problem.guide, *batch.args, **batch.kwargs))
+                found = problem.objective.loss_and_grads(problem.model, problem.guide, *batch.args, **batch.kwargs)
+                # Reweighted wake-sleep has two losses: that of the model, an estimate of −log p(x), and that of the guide.
+                loss = float(found[0] if isinstance(found, tuple) else found)
             else:
                 value, surrogate = problem.objective(problem.model, problem.guide, batch.args, batch.kwargs)
                 if surrogate.requires_grad:

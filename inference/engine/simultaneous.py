@@ -32,7 +32,7 @@ __all__ = ["SimultaneousFits"]
 
 MAX_FIRST_COMPARED = 3
 """Steps of the comparison before a loop is used. More than one, to cover what a step hands on to the next."""
-MAX_COMPARED = 2
+MAX_COMPARED = 1
 """Steps of a later comparison."""
 
 

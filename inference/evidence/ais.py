@@ -12,12 +12,13 @@ from torch import Tensor
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
-from ..programs.validation import as_args, check_count, check_data, check_pair
+from ..programs.validation import as_args, check_count, check_data
 from ..programs.whole_data import whole_data
 from .annealing_path import AnnealingPath, annealing_paths
 from .estimate import Evidence, LogMean
 from .finite import require_finite
 from .hmc import transition
+from .whole_pair import whole_pair
 
 __all__ = ["ais", "ais_reverse", "annealed"]
 
@@ -93,8 +94,6 @@ def ais_reverse(
     Reference: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
     """
 
-    if not isinstance(h, dict):
-        raise TypeError(f"ais_reverse: h must be a dictionary of the latents by name, but is {type(h).__name__}.")
     for name, value in h.items():
         require_finite(value, f"ais_reverse: the given draw of {name!r}", cause="every latent needs a number")
 
@@ -145,8 +144,7 @@ def _bound(
     settings.check()
     args = as_args(x)
     check_data(model, args)
-    with isolated(seed), whole_data(), pyro.validation_enabled(False):
-        check_pair(model, guide, args, {})
+    with whole_pair(model, guide, args, seed=seed), pyro.validation_enabled(False):
         return _over(annealing_paths(model, unwrap(guide), args), start, settings, reverse=reverse)
 
 

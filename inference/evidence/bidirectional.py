@@ -51,8 +51,6 @@ def bidirectional(model: Model, n: int, *, guide: Callable[..., Any] | None = No
 
     Reference: Grosse, Ghahramani & Adams (2015); Wu et al. (2017).
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"bidirectional simulates data, which needs a model of this suite, but got {type(model).__name__}.")
     check_count(n=n)
     h, x = model.simulate(n, seed=seed)
     start = Prior(model) if guide is None else guide

@@ -14,11 +14,10 @@ from guides.latents import check_supports
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.draws import draw_chunks
-from ..programs.isolation import isolated
-from ..programs.validation import as_args, check_count, check_data, check_pair
-from ..programs.whole_data import whole_data
+from ..programs.validation import as_args, check_count, check_data
 from .blocks import guide_blocks
 from .estimate import Evidence, LogMean
+from .whole_pair import whole_pair
 
 __all__ = ["iwae"]
 
@@ -56,8 +55,7 @@ def iwae(
     check_count(draws=draws)
     check_data(model, args)
     blocks = []
-    with isolated(seed), whole_data(), torch.no_grad():
-        check_pair(model, guide, args, {}, enumerated=True)
+    with whole_pair(model, guide, args, seed=seed, enumerated=True), torch.no_grad():
         if isinstance(unwrap(guide), AutoGuide):
             check_supports(model, *args)
         for block, proposal in guide_blocks(model, guide, args):

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..programs.free_coordinates import free_coordinates
 from ..programs.traced_pairs import is_point_mass, latents
 from .run import LiveRun
 
@@ -72,7 +73,7 @@ class DivergenceMonitor:
     def __init__(self, run: LiveRun, smaller: Callable[[], float | None] = lambda: None) -> None:
         self.due = WINDOW
         self._smaller = smaller
-        self._start = {name: _range(found.values) for name, found in _draws(run).items()}
+        self._start = {name: _range(found.coordinates) for name, found in _draws(run).items()}
 
     def look(self, run: LiveRun) -> None:
         """Raises a DivergedError if the fit has diverged."""
@@ -86,7 +87,7 @@ class DivergenceMonitor:
             raise DivergedError(run.steps, None, detail)
         if len(losses) >= 2 * WINDOW and (rise := _rise(losses)) > run.data_count and self._smaller() is not None:
             raise DivergedError(run.steps, None, f"the loss has risen by {rise:.3g}; lower lr")
-        for name, (values, log_q) in _draws(run).items():
+        for name, (values, log_q, coordinates) in _draws(run).items():
             if not bool((-log_q <= _log_volume(values) + MAX_SURPRISE).all()):
                 detail = (
                     f"log q of the guide's own draws of {name!r} is {float(log_q.min()):.3g}, which no density over "
@@ -94,10 +95,10 @@ class DivergenceMonitor:
                     "wrong; lr is too high"
                 )
                 raise DivergedError(run.steps, name, detail)
-            size = values.abs().amax(0)
+            size = coordinates.abs().amax(0)
             if name in self._start and self._start[name].shape == size.shape:
                 size = torch.maximum(size, self._start[name])
-            if bool((_range(values) < MIN_SPREAD * torch.finfo(values.dtype).eps * size).any()):
+            if bool((_range(coordinates) < MIN_SPREAD * torch.finfo(values.dtype).eps * size).any()):
                 detail = (
                     f"the standard deviation of {name!r} under the guide is numerically zero: the density of the model is "
                     "unbounded there, or lr is too high; check that site's prior, or use Delta for a point estimate"
@@ -118,6 +119,8 @@ class _Draws(NamedTuple):
 
     values: Tensor
     log_q: Tensor
+    coordinates: Tensor
+    """The draws without what the support fixes or ties together."""
 
 
 def _draws(run: LiveRun) -> dict[str, _Draws]:
@@ -128,15 +131,18 @@ def _draws(run: LiveRun) -> dict[str, _Draws]:
     guide, batch = run.problem.guide, run.batch
     values: dict[str, list[Tensor]] = {}
     log_q: dict[str, list[Tensor]] = {}
+    fns: dict[str, Any] = {}
     with torch.random.fork_rng(), torch.enable_grad(), poutine.block():
         for _ in range(MONITOR_DRAWS):
             trace = poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)
             for name, site in latents(trace).items():
                 if site["fn"].has_rsample and not is_point_mass(site["fn"]):
+                    fns[name] = site["fn"]
                     values.setdefault(name, []).append(site["value"].detach())
                     # At once: a flow has the inverse of its last draw only.
                     log_q.setdefault(name, []).append(site["fn"].log_prob(site["value"]).sum().detach())
-    return {name: _Draws(torch.stack(values[name]), torch.stack(log_q[name])) for name in values}
+    drawn = {name: torch.stack(found) for name, found in values.items()}
+    return {n: _Draws(v, torch.stack(log_q[n]), free_coordinates(v, fns[n])) for n, v in drawn.items()}
 
 
 def _log_volume(values: Tensor) -> float:

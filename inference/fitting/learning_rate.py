@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import sqrt
+import time
+from math import inf, sqrt
 from typing import NamedTuple
 
 import torch
@@ -31,15 +32,15 @@ class Rate(NamedTuple):
     """Whether it was found by a short trial. Then it is replaced by a smaller one if it fails later."""
 
 
-def choose_rate(plan: FitPlan, batch: Batch, lr: float | None) -> Rate:
+def choose_rate(plan: FitPlan, batch: Batch, lr: float | None, *, deadline: float = inf) -> Rate:
     """The given rate `lr`; else, if a rule sets the rate, the result of `find_rate`; else `DEFAULT_RATE`."""
     if lr is not None or not plan.sets_rate:
         return Rate(DEFAULT_RATE if lr is None else lr, found=False)
-    rate = find_rate(plan, batch)
+    rate = find_rate(plan, batch, deadline=deadline)
     return Rate(rate, found=rate in RATES)  # else the optimiser sets its own
 
 
-def find_rate(plan: FitPlan, batch: Batch) -> float:
+def find_rate(plan: FitPlan, batch: Batch, *, deadline: float = inf) -> float:
     """The largest of `RATES` whose loss after `TRIAL_STEPS` steps is the lowest, to within two standard errors.
 
     All trials start from the same λ and the same random state, both of which are restored. Too large a rate costs little,
@@ -49,6 +50,7 @@ def find_rate(plan: FitPlan, batch: Batch) -> float:
     Args:
         plan: an opened plan.
         batch: the minibatch that represents the data.
+        deadline: reading of `time.perf_counter` after which no further rate is tried, if one has been.
 
     Raises:
         NonFiniteLossError: if no rate gives finite losses.
@@ -59,6 +61,8 @@ def find_rate(plan: FitPlan, batch: Batch) -> float:
     found: dict[float, tuple[float, float]] = {}
     failure: NonFiniteLossError | None = None
     for rate in RATES:
+        if found and time.perf_counter() > deadline:
+            break
         engine, run = plan.trial(rate, batch)
         if run.rate != rate:
             return run.rate

@@ -159,7 +159,8 @@ class FitPlan:
         enumerated = not plain and not isinstance(self.optimiser, Solver)
         parameters, names = collect_parameters(self.model, self.guide, batch, rows, enumerated=enumerated)
         if new and self.batch_size is not None:
-            check_minibatch_scale(self.model, self.guide, self.args, self.batch_size, transform=self.transform)
+            call = (self.model, self.guide, self.args, self.batch_size)
+            check_minibatch_scale(*call, kwargs=keywords, transform=self.transform)
         return Workspace(batches, batch, rows, parameters, names)
 
     def problem(self, rate: float, workspace: Workspace) -> Problem:

@@ -36,6 +36,8 @@ MAX_NUMBERS = 2**22
 STARTS = 3
 """Starts for one q over all data. With one q for each datum there is one."""
 FRESH_DRAWS = 1000
+MAX_LOSSES = 100
+"""Last losses of an optimiser whose mean estimates the ELBO that it reached."""
 MAX_LEFT = 0.5
 """Nats that may be left where the iterations end: the result is then returned, as not converged."""
 MAX_SURPRISE = 1.0
@@ -52,6 +54,9 @@ class Attempt:
     """The ELBO that it reached, in nats, as its own check or its last losses estimate it; NaN if there is none."""
     reason: str
     """Why it ended, or gave way to the next."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.seconds:.3g} s, ELBO {self.elbo:.6g}: {self.reason}"
 
 
 class Route(NamedTuple):
@@ -93,17 +98,15 @@ def follow(
         losses, stop = _solve(plan, workspace, plan.optimiser, deadline)
     else:
         name = getattr(plan.optimiser, "__name__", type(plan.optimiser).__name__)
-        rate = choose_rate(plan, workspace.batch, lr)
+        rate = choose_rate(plan, workspace.batch, lr, deadline=deadline)
         if seconds is not None:
             left = max(deadline - time.perf_counter(), MIN_SECONDS)
             plan = replace(plan, rules=(*plan.rules, MaxSeconds(left)))
         losses, stop = descend(plan, workspace, rate, progress=progress)
-    return Route(losses, stop, (*attempts, _attempt(name, losses, stop, time.perf_counter() - begin)))
-
-
-def _attempt(name: str, losses: Tensor, stop: Stop, seconds: float) -> Attempt:
-    """The record of a route that ended the fit."""
-    return Attempt(name, seconds, -float(losses[-100:].double().mean()) if len(losses) else nan, stop.reason)
+    # The iterations of a solver start far away; the steps of an optimiser are noisy, so their mean says more.
+    last = losses[-1:] if isinstance(plan.optimiser, Solver) else losses[-MAX_LOSSES:]
+    elbo = -float(last.double().mean()) if len(last) else nan
+    return Route(losses, stop, (*attempts, Attempt(name, time.perf_counter() - begin, elbo, stop.reason)))
 
 
 def _solve(plan: FitPlan, workspace: Workspace, solver: Solver, deadline: float) -> tuple[Tensor, Stop]:

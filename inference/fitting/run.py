@@ -105,7 +105,8 @@ class LiveRun:
     def _loss(self) -> float:
         model, guide, objective = self.problem.model, self.problem.guide, self.problem.objective
         if isinstance(objective, ELBO):
-            return float(objective.loss(model, guide, *self.batch.args, **self.batch.kwargs))
+            found = objective.loss(model, guide, *self.batch.args, **self.batch.kwargs)
+            return float(found[0] if isinstance(found, tuple) else found)
         return float(objective(model, guide, self.batch.args, self.batch.kwargs).value)
 
     @contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from ..engine import SimultaneousFits
 from ..programs.isolation import Scope, exclusive
+from ..programs.support import check_support
 from .blocks import Blocks
 from .divergence import DivergenceMonitor
 from .plan import FitPlan, Workspace
@@ -81,3 +82,7 @@ def simultaneous_runs(plans: Sequence[FitPlan], scopes: Sequence[Scope], rate: f
                 members.append(OneOfMany(scope, workspace, run, DivergenceMonitor(run)))
             problems.append((scope, problem))
         yield SimultaneousRuns(SimultaneousFits(problems, plans[0].engine), members)
+        for member in members:
+            problem = member.run.problem
+            with member.scope.entered():
+                check_support(problem.model, problem.guide, *member.run.batch[:2])

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.arguments import number, shown
 
 from ..programs.arguments import checked
+from ..programs.free_coordinates import fixed_by_support
 from ..programs.isolation import isolated
 from ..programs.log_joint import LogJoint
 from ..programs.quantities import quantities, scalars
@@ -167,6 +168,8 @@ def _checked(joint: LogJoint, drawn: Chains, about: dict[str, Any]) -> LongRun:
     names, draws = table[0].names, torch.stack([t.draws for t in table])
     dataset = convert_to_dataset({"q": draws.numpy()})
     r, n = (torch.from_numpy(np.atleast_1d(f(dataset)["q"].values)) for f in (rhat, ess))
+    fixed = fixed_by_support(joint)
+    r, n = r.masked_fill(fixed, 1.0), n.masked_fill(fixed, float(draws.shape[0] * draws.shape[1]))
     if not (r <= MAX_RHAT).all() or not (n >= MIN_ESS).all():
         worst = int(r.nan_to_num(torch.inf).argmax()) if not (r <= MAX_RHAT).all() else int(n.argmin())
         raise NotConvergedError(

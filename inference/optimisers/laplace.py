@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from math import inf, isfinite
 
 import torch
@@ -28,11 +29,17 @@ DRAWS = 64
 """Draws that estimate the ELBO of a start, in pairs of opposite signs."""
 
 
-def climbed(scores: PackedScores, start: GaussianState, loc: Tensor) -> list[GaussianState]:
+def climbed(scores: PackedScores, start: GaussianState, loc: Tensor, *, deadline: float = inf) -> list[GaussianState]:
     """Newton's method from `loc` towards a mode of log p: Gaussians on the way, with its curvature as their precision.
 
     The absolute values of the curvatures are used, so that the climb leaves saddles. Coordinates are scaled by their own
     curvatures first, so units make no difference.
+
+    Args:
+        scores: log p of the latents.
+        start: gives the blocks of the Gaussians.
+        loc: where to begin.
+        deadline: reading of `time.perf_counter` at which the climb ends.
 
     Returns:
         The Gaussians after `KEPT_STEPS` and at the end; none if log p or its derivatives are not finite at the start or cannot
@@ -51,6 +58,8 @@ def climbed(scores: PackedScores, start: GaussianState, loc: Tensor) -> list[Gau
         last = start._replace(loc=z, precision=precision)
         if number in KEPT_STEPS:
             kept.append(last)
+        if time.perf_counter() > deadline:
+            break
         step = torch.cholesky_solve(score.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
         if float((score * step).sum(-1).max()) / 2 < MIN_DECREMENT:
             break

@@ -171,7 +171,7 @@ class NaturalGradient(Solver):
         scores = PackedScores(task.model, target.latents, task.args)
         size = (self.starts - 1, *start.loc.shape)
         elsewhere = MAX_START * (2 * torch.rand(size, dtype=start.loc.dtype) - 1)
-        climbs = [q for loc in (start.loc, *elsewhere) for q in climbed(scores, start, loc)]
+        climbs = [q for loc in (start.loc, *elsewhere) for q in climbed(scores, start, loc, deadline=task.deadline)]
         best, _ = best_of(scores, [start, *climbs])
         if best is start:
             return start, *centred(task, start, target)

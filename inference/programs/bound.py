@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .copying import copied
 from .isolation import param_store
 
 __all__ = ["BoundProgram", "origin", "owned_pair", "unwrap", "working_pair"]
@@ -170,7 +170,7 @@ def _copied_modules(model: Any, guide: Any, memo: dict[int, Any], *, only_owned:
 def _copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         with torch.no_grad():
-            new = copy.deepcopy(module, memo)
+            new: nn.Module = copied(module, memo)
     except (AttributeError, RuntimeError, TypeError, ValueError, NotImplementedError):
         # A lock, a file or the like: its parameters are exchanged in each call instead.
         return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ def check_minibatch_scale(
     args: tuple[Any, ...],
     batch_size: int,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Raises a ValueError if minibatches do not estimate the log densities of the whole data without bias.
@@ -47,6 +48,7 @@ def check_minibatch_scale(
         model, guide: a pair whose parameters exist.
         args: the data; row i of every tensor belongs to datum i.
         batch_size: rows of a batch.
+        kwargs: other keyword arguments of each call.
         transform: applied to the rows of x = args[0].
     """
     with _unchanged() as noisy:
@@ -59,7 +61,7 @@ def check_minibatch_scale(
         # A program made for `size` data refuses to be called with fewer, but takes them as a batch.
         for total, whole in ((count, {}), (size, {"index": all_rows, "size": size})):
             try:
-                pair = _AtFixedDraws(model, guide, rows, whole)
+                pair = _AtFixedDraws(model, guide, dict(kwargs or {}), rows, whole)
                 expected, again = pair.densities(rows, whole), pair.densities(rows, whole)
                 found = pair.mean(rows, all_rows.split(batch_size), total)
             except Failure:
@@ -83,15 +85,15 @@ _Densities = dict[tuple[str, str], _Density]
 class _AtFixedDraws:
     """A pair at the draws of one call with all `rows`."""
 
-    def __init__(self, model: Program, guide: Program, rows: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.model, self.guide = model, guide
-        first = trace_pair(model, guide, rows, kwargs)
+    def __init__(self, model: Program, guide: Program, known: dict[str, Any], rows: Any, kwargs: dict[str, Any]) -> None:
+        self.model, self.guide, self.known = model, guide, known
+        first = trace_pair(model, guide, rows, {**known, **kwargs})
         self.values = {name: site["value"] for trace in first for name, site in latents(trace).items()}
 
     def densities(self, rows: tuple[Any, ...], kwargs: dict[str, Any]) -> _Densities:
         """The log density of each site in a call with these rows."""
         with _Rows(self.values, kwargs.get("index")):
-            pair = trace_pair(self.model, self.guide, rows, kwargs)
+            pair = trace_pair(self.model, self.guide, rows, {**self.known, **kwargs})
         found: _Densities = {}
         for role, trace in (("guide", pair.guide), ("model", pair.model)):
             trace.compute_log_prob()

@@ -66,7 +66,8 @@ class PackedScores:
 
         try:
             with mappable():
-                columns = torch.func.vmap(torch.func.grad(slope), in_dims=(None, 0))(point, directions)
+                mapped = torch.func.vmap(torch.func.grad(slope), in_dims=(None, 0), chunk_size=self.chunk)
+                columns = mapped(point, directions)
         except NotMappedError:
             columns = torch.stack([self._column(point, direction) for direction in directions])
         matrix = -columns.detach().double().movedim(0, -1)

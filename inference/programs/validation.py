@@ -25,7 +25,8 @@ from .bound import origin, unwrap
 from .isolation import isolated
 from .masked_data import fill_hidden_data
 from .separation import separated
-from .traced_pairs import runs_the_model, trace_pair
+from .support import check_support
+from .traced_pairs import Pair, runs_the_model, trace_pair
 
 __all__ = [
     "as_args",
@@ -139,6 +140,7 @@ def check_pair(
         with torch.no_grad(), naming(f"guide {_name(unwrap(guide))} or the model", model, args):
             guide_trace, model_trace = trace_pair(model, guide, args, kwargs)
         _check_sites(guide_trace, model_trace, enumerated=enumerated, undrawn=undrawn)
+        check_support(model, guide, args, kwargs, pair=Pair(guide_trace, model_trace))
         if is_validation_enabled():
             _check_shapes(guide_trace, model_trace)
     except (ValueError, RuntimeError) as error:
