@@ -13,6 +13,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from .masked_data import fill_hidden_data
 from .summed_out import left_to_sum, summed_out
 from .traced_pairs import Pair, runs_the_model, trace_pair
 
@@ -102,6 +103,8 @@ def hold(sites: list[ScoredSite], trace: poutine.Trace, draw: int, *, point_mass
 
 def _sites(trace: poutine.Trace, *, is_guide: bool) -> list[ScoredSite]:
     trace = prune_subsample_sites(trace)
+    if not is_guide:
+        fill_hidden_data(trace)
     trace.compute_log_prob()
     sites = []
     for name, site in trace.nodes.items():
