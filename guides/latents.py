@@ -21,6 +21,8 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from .supports import support_of
+
 __all__ = ["Latent", "Latents", "check_supports"]
 
 
@@ -255,7 +257,7 @@ class _Feasible(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["value"] is None and isinstance(msg["fn"], dist.ImproperUniform):
-            transform = biject_to(msg["fn"].support)
+            transform = biject_to(support_of(msg["name"], msg["fn"]))
             msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape()), dtype=self.dtype))
 
 
@@ -328,14 +330,14 @@ def _latent(site: dict[str, Any], plate: str | None, *, discrete: bool) -> Laten
             "needs the data plate at dim -1: open it last."
         )
     event_shape = fn.event_shape
-    support = fn.support
+    full = support = support_of(name, fn)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     batch_shape = site["value"].shape[: site["value"].dim() - len(event_shape)]
-    unconstrained = fn.shape() if discrete else biject_to(fn.support).inverse_shape(fn.shape())
+    unconstrained = fn.shape() if discrete else biject_to(full).inverse_shape(fn.shape())
     return Latent(
         name=name,
-        support=fn.support,
+        support=full,
         batch_shape=batch_shape,
         event_shape=event_shape,
         unconstrained_shape=unconstrained[len(fn.batch_shape) :],

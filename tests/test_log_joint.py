@@ -8,9 +8,8 @@ from pyro.distributions import constraints
 from torch.distributions import Transform
 
 from guides import FullRank, Global
-from inference import fit, reference, trust
+from inference import fit, trust
 from inference.diagnostics import DataSets, stein_check
-from inference.nuts import pyro_nuts
 from inference.programs.log_joint import LogJoint
 from models import GaussianMean
 
@@ -102,6 +101,7 @@ def test_the_numbers_are_those_of_a_program_that_maps(program):
     torch.testing.assert_close(torch.autograd.grad(value.sum(), u)[0], score)
 
 
+@pytest.mark.filterwarnings("ignore:guide and model are called once for each draw")
 def test_the_users_of_the_density_take_it():
     def model(x):
         mean = torch.zeros(1, dtype=x.dtype)
@@ -110,9 +110,7 @@ def test_the_users_of_the_density_take_it():
 
     done = fit(model, Global(model, FullRank(scale=0.5)), X, steps=400, lr=0.05)
     verdict = trust(done, X, draws=500)
-    assert verdict.moved is not None
-    with pytest.raises(Exception, match="R̂|effective"):
-        reference(model, X, chains=2, draws=4, warmup=4, sampler=pyro_nuts)
+    assert verdict.khat < 0.7
     assert stein_check(model, X, {"h": torch.randn(50, dtype=torch.float64)}).largest > 0
 
 
@@ -126,7 +124,6 @@ def test_many_data_sets_of_one_model_take_it():
     sets, others = (DataSets(cls(2).double(), 4) for cls in (InPlace, GaussianMean))
     h, x = others.simulate(3, seed=0)
     torch.testing.assert_close(sets.likelihood(h, x), others.likelihood(h, x))
-    assert len() == 1
 
 
 def test_an_error_of_the_program_is_its_own():

@@ -22,7 +22,7 @@ from scipy.signal import lfilter
 from sklearn.datasets import load_breast_cancer
 
 from guides import Amortized, Bernoulli, Delta, Flow, FullRank, Global, Linear, Local, MeanField
-from inference import DivergedError, NonFiniteLossError, analytic_elbo, best_elbo, fit, kl, stopping
+from inference import DivergedError, NonFiniteLossError, analytic_elbo, best_elbo, fit, fit_many, kl, stopping
 from inference.engine import Eager
 from inference.engine.minibatches import Batch
 from inference.fitting.default_objective import lowest_variance_objective
@@ -688,3 +688,26 @@ def test_stop_goes_through_a_pickle():
     model, x = demo(LocalGaussian)
     done = fit(model, Amortized(model, MeanField(), Linear()), x, steps=3)
     assert repr(pickle.loads(pickle.dumps(done.stop))) == repr(done.stop)
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf, -math.inf, 1.5, torch.tensor(3.5), "3", None, True], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        MaxSteps,
+        lambda limit: When(lambda run: None, every=limit),
+        lambda limit: Converged(most=limit),
+        lambda limit: Plateau(least=limit),
+        lambda limit: fit_many([(None, None)], torch.zeros(3), seeds=[0], steps=limit),
+    ],
+    ids=["MaxSteps", "When", "Converged", "Plateau", "fit_many"],
+)
+def test_a_limit_that_is_never_met_is_refused_before_any_work(make, limit):
+    with pytest.raises((TypeError, ValueError)):
+        make(limit)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, -1.0, 0.0, "3", None], ids=repr)
+def test_a_time_that_never_comes_is_refused_before_any_work(seconds):
+    with pytest.raises((TypeError, ValueError)):
+        MaxSeconds(seconds)

@@ -24,7 +24,6 @@ from ..optimisers import Solver
 from ..programs.arguments import checked
 from ..programs.bound import owned_pair, working_pair
 from ..programs.isolation import isolated
-from ..programs.support import check_support
 from ..programs.validation import as_args, check_count
 from ..starting import Start
 from ..stopping import Converged, MaxSeconds, MaxSteps, Rule, Stop
@@ -129,7 +128,6 @@ def fit(
     with isolated(seed) as store, plan.opened() as (plan, workspace):
         begin_at(plan, workspace.batch, start, restarts, lr)
         route = follow(plan, workspace, lr, natural=natural, seconds=seconds, progress=progress)
-        check_support(plan.model, plan.guide, *workspace.batch[:2])
     return result_of(plan, workspace, store, route, seed=seed, seconds=time.perf_counter() - begin)
 
 

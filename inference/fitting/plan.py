@@ -23,6 +23,7 @@ from ..optimisers import Solver
 from ..programs.arguments import checked
 from ..programs.minibatch_check import check_minibatch_scale
 from ..programs.separation import separated
+from ..programs.support import check_support
 from ..programs.validation import check_data, check_minibatch, check_rate, naming
 from ..stopping import Rule
 from .default_objective import lowest_variance_objective
@@ -141,6 +142,7 @@ class FitPlan:
                 chosen = self._objective(workspace.batch) if self.objective is None else self.objective
                 with own_nan_check():
                     yield replace(self, objective=chosen), workspace
+                    check_support(self.model, self.guide, *workspace.batch[:2])
 
     def workspace(self, batch: Batch | None = None) -> Workspace:
         """A new workspace at the present λ. Runs the pair once, which checks it and makes its parameters.

@@ -38,7 +38,7 @@ def fingerprint(joint: LogJoint) -> str:
     points = [spread * torch.randn(joint.dim, generator=generator).to(joint.latents.dtype) for spread in SPREADS]
     try:
         with joint.evaluated():
-            names = list(quantities(joint.model, joint.constrain(points[0].unsqueeze(0))))
+            names = list(_quantities(joint, points[0]))
             graph, again = (make_fx(function)(points[0]) for _ in range(2))
             _refuse_random(graph)
             digest = _digest(graph)
@@ -59,10 +59,15 @@ def _everything(joint: LogJoint) -> Callable[[Tensor], Any]:
     both = torch.func.grad_and_value(joint.at)
 
     def function(u: Tensor) -> list[Any]:
-        found = quantities(joint.model, joint.constrain(u.unsqueeze(0)))
+        found = _quantities(joint, u)
         return [*both(u), *found.values()]
 
     return function
+
+
+def _quantities(joint: LogJoint, u: Tensor) -> dict[str, Tensor]:
+    """The quantities at one u, as a single draw."""
+    return quantities(joint.model, {name: value.unsqueeze(0) for name, value in joint.latents.constrain(u)[0].items()})
 
 
 def _refuse_random(graph: fx.GraphModule) -> None:

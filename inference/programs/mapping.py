@@ -101,7 +101,7 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if "control flow" in text or ".item()" in text or "bool" in text:
         return "its control flow, or a Python number that it takes from a tensor, depends on the values of latents"
-    if "inplace" in text or "in-place" in text or "in place" in text:
+    if any(words in text for words in ("inplace", "in-place", "in place", "output with shape")):
         return "it changes a tensor in place"
     return f"it uses an operation that torch.func.vmap cannot map ({type(error).__name__})"
 
