@@ -33,3 +33,14 @@ def fresh_state(monkeypatch, tmp_path_factory):
         yield
     assert torch.get_default_dtype() == torch.float32
     assert pyro.distributions.is_validation_enabled()
+
+
+KNOWN_FAULTS = Path(__file__).parent / "known_faults.txt"
+"""One test a line. Each is a fault that is known and not mended yet: its test is expected to fail."""
+
+
+def pytest_collection_modifyitems(items):
+    known = set(KNOWN_FAULTS.read_text().splitlines()) if KNOWN_FAULTS.exists() else set()
+    for item in items:
+        if item.nodeid in known:
+            item.add_marker(pytest.mark.xfail(reason="a known fault, named in known_faults.txt"))
