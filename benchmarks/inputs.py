@@ -72,7 +72,7 @@ MAY_BE_NAN = {
     "Stop.distance", "Run.best", "Run.evidence", "Run.elbo", "Verdict.ess", "Verdict.khat", "Evidence.khat", "Evidence.se",
     "Importance.khat",
     "Importance.khat_per_datum", "Bounds.divergence", "Bounds.mean", "Bounds.sd", "Estimator.squared_bias",
-    "Estimator.squared_bias_se", "LOO.khat", "kl", "psis", "Coverage.share", "Scalars.draws",
+    "Estimator.squared_bias_se", "LOO.khat", "quantities", "kl", "psis", "Coverage.share", "Scalars.draws",
 }  # fmt: skip
 """Fields whose documentation says when they are NaN or infinite."""
 
