@@ -18,6 +18,7 @@ from models import Tractable
 
 from ..elbos.closed_form import analytic_elbo
 from ..objectives import Loss, Objective
+from ..objectives.base import as_loss
 from ..programs.arguments import checked
 from ..programs.bound import unwrap
 from ..programs.isolation import isolated
@@ -139,7 +140,7 @@ def _estimates(estimate: Callable[[], Loss], parameters: list[Tensor], draws: in
     found, seconds = [], []
     for _ in range(draws):
         begin = time.perf_counter()
-        found.append(_gradient(estimate().surrogate, parameters))
+        found.append(_gradient(as_loss(estimate()).surrogate, parameters))
         seconds.append(time.perf_counter() - begin)
     return torch.stack(found), float(torch.tensor(seconds).median())
 

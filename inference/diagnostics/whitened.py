@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ..programs.isolation import seed_all
 from ..programs.log_joint import LogJoint
 from ..programs.mapping import NotMappedError, agree, mappable
 from ..programs.validation import as_args
@@ -92,7 +92,7 @@ class Whitened:
     def evaluated(self, seed: int) -> Iterator[None]:
         """Within it the methods below may be called, and random numbers are those of the seed."""
         with self.joint.evaluated():  # isolated already, with the parameters of the model
-            pyro.set_rng_seed(seed)
+            seed_all(seed)
             yield
 
     def log_density(self, z: Tensor) -> Tensor:

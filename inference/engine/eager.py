@@ -8,6 +8,7 @@ from math import nan
 from pyro import poutine
 from torch import Tensor
 
+from ..objectives.base import as_loss
 from .base import StepwiseEngine
 from .minibatches import Batch
 
@@ -31,7 +32,7 @@ class Eager(StepwiseEngine):
                 # Reweighted wake-sleep has two losses: that of the model, an estimate of −log p(x), and that of the guide.
                 loss = float(found[0] if isinstance(found, tuple) else found)
             else:
-                value, surrogate = problem.objective(problem.model, problem.guide, batch.args, batch.kwargs)
+                value, surrogate = as_loss(problem.objective(problem.model, problem.guide, batch.args, batch.kwargs))
                 if surrogate.requires_grad:
                     surrogate.backward()
                 loss = float(value.detach())

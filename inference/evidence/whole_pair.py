@@ -46,7 +46,7 @@ def _subsampled(model: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, 
     try:
         with torch.random.fork_rng(), torch.no_grad(), poutine.block():
             nodes = poutine.trace(model).get_trace(*args).nodes.values()
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except Exception:  # whatever the model raises is reported by the caller
         return None
     frames = [frame for site in nodes if site["type"] == "sample" for frame in site["cond_indep_stack"]]
     return next(((f.name, f.size, f.full_size) for f in frames if f.full_size is not None and f.size < f.full_size), None)

@@ -65,7 +65,10 @@ def check_objective(objective: Any, args: tuple[Any, ...]) -> None:
     """Raises a TypeError for a function that takes neither the arguments of an objective nor those of a loss of Pyro."""
     if not inspect.isroutine(objective):
         return
-    takes = inspect.signature(objective)
+    try:
+        takes = inspect.signature(objective)
+    except (TypeError, ValueError):
+        raise TypeError(f"objective must be an Objective or an ELBO, but is {objective!r}, without named arguments.") from None
     for given in ((None, None, args, {}), (None, None, *args)):
         with suppress(TypeError):
             takes.bind(*given)

@@ -7,10 +7,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from models.arguments import shown
+
 from ..programs.arguments import check_fields
 from ..programs.validation import check_draws
 
-__all__ = ["FromDraws", "Loss", "Objective"]
+__all__ = ["FromDraws", "Loss", "Objective", "as_loss"]
 
 
 class Loss(NamedTuple):
@@ -20,6 +22,17 @@ class Loss(NamedTuple):
     """The estimate of −ELBO, or of minus another bound; lower is better. Its gradient has no meaning."""
     surrogate: Tensor
     """The tensor to differentiate: its gradient is the gradient estimate. Its value has no meaning."""
+
+
+def as_loss(found: Any) -> Loss:
+    """What an objective returned, as a `Loss`.
+
+    Raises:
+        TypeError: if it is not a pair of tensors.
+    """
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+        raise TypeError(f"objective must return a Loss, two tensors (value, surrogate), but returned {shown(found)}.")
+    return Loss(*found)
 
 
 class Objective(Protocol):

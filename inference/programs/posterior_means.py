@@ -10,6 +10,7 @@ from torch import Tensor
 from guides import Guide
 
 from .isolation import isolated
+from .validation import naming
 
 __all__ = ["posterior_means"]
 
@@ -21,7 +22,8 @@ def posterior_means(guide: Guide, x: Tensor, *, seed: int = 0) -> Tensor:
     """E_q[h_i | x_i] for each datum, shape (N, dim): in closed form, or from `DRAWS` draws of a family that has none."""
     with isolated(seed), torch.no_grad():
         guide.setup(x)
-        q: Any = guide.q(x)
+        with naming("guide", guide, (x,)):
+            q: Any = guide.q(x)
         try:
             mean: Tensor = q.mean
         except NotImplementedError:

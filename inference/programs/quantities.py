@@ -50,7 +50,10 @@ def scalars(values: Mapping[str, Tensor]) -> Scalars:
 
 @checked
 def quantities(model: Callable[..., Any], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The quantities of interest at draws of the latents: the model's `quantities`, or a plain model's latents."""
+    """The quantities of interest at draws of the latents: the model's `quantities`, or a plain model's latents.
+
+    They are computed draw by draw: those of a draw that is NaN are NaN.
+    """
     own = unwrap(model)
     if not isinstance(own, Model):
         return dict(h)

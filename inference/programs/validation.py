@@ -40,6 +40,8 @@ __all__ = [
     "raised_here",
 ]
 
+MAX_RATE = 1e30
+"""Bound on learning rates, far above any use, which single precision still holds."""
 OWN_PACKAGES = frozenset({"guides", "inference", "models"})
 
 
@@ -61,7 +63,7 @@ def check_draws(owner: object, draws: Any, *, least: int = 1) -> None:
 
 def check_rate(lr: Any) -> None:
     """Raises unless the learning rate is a positive number."""
-    number("lr", lr, above=0)
+    number("lr", lr, above=0, below=MAX_RATE)
 
 
 def check_data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
@@ -255,7 +257,7 @@ def _scores(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
             fill_hidden_data(trace)
             trace.compute_log_prob()
-        except (RuntimeError, ValueError, TypeError, LookupError):
+        except Exception:  # the run of the pair names what a program raises
             return False
     seen = [site for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
     return bool(seen) and all(bool(site["log_prob"].isfinite().all()) for site in seen)
