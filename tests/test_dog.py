@@ -126,7 +126,7 @@ class TestContract:
         torch.testing.assert_close(found[0], found[2], atol=1e-8, rtol=1e-8)
 
     def test_bad_input(self, cls):
-        with pytest.raises(ValueError, match=f"{cls.__name__}: reach must be positive, but is 0"):
+        with pytest.raises(ValueError, match=f"{cls.__name__}: reach must be positive and finite, but is 0"):
             cls(start(), reach=0.0)
         model, x = demo(LocalGaussian)
         guide = Local(model, MeanField())

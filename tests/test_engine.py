@@ -122,7 +122,10 @@ class TestTrajectory:
                 guide(x)
             return guide.double()
 
-        assert_same(trajectories(make, model, x, engine, steps=20, lr=0.01))
+        # A messenger keeps the traces of its last call, which the next call could read. Auto captures no fit as short as this.
+        remembers = name.endswith("Messenger") and engine is not Auto
+        with pytest.warns(UserWarning, match="it keeps state between calls") if remembers else nullcontext():
+            assert_same(trajectories(make, model, x, engine, steps=20, lr=0.01))
 
     @pytest.mark.parametrize("name", ["AutoNormal", "AutoGaussian"])
     def test_of_single_precision(self, engine, name):

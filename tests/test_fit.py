@@ -87,6 +87,7 @@ def test_mean_field_stops_at_its_own_optimum():
     assert evidence - analytic_elbo(model, full.q(x), x) < evidence - optimum - 1.0
 
 
+@pytest.mark.slow
 def test_digits_amortized_full_rank_reaches_the_evidence():
     """Probabilistic PCA at its maximum likelihood, whose posterior a linear encoder can represent."""
     model, x = ProbabilisticPCA.from_dataset(datasets.digits())

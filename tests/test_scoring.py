@@ -26,7 +26,7 @@ X = torch.tensor([0.3, -1.2, 0.8, 1.9, 0.1, 2.2], dtype=torch.float64)
 SLOW = "guide and model are called once for each draw"
 NOT_MAPPED = {"random_number_of_sites"}
 """Programs that vmap cannot take."""
-SINGLE = {"sparse_regression", "sparse_gaussian_process", "own_generator"}
+SINGLE = {"sparse_regression", "sparse_gaussian_process", "sparse_gaussian_process_regression", "own_generator"}
 """Programs with float32 data of their own."""
 NOISY = {"random_number_of_sites", "subsampled_plate", "subsampled_local_latents", "own_generator"}
 """Programs whose densities are not a function of the draws alone."""
