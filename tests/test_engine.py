@@ -122,7 +122,8 @@ class TestTrajectory:
                 guide(x)
             return guide.double()
 
-        # A messenger keeps the traces of its last call, which the next call could read. Auto captures no fit as short as this.
+        # A messenger keeps the traces of its last call, which the next call could read. Auto watches from the
+        # second call on: the first one makes them.
         remembers = name.endswith("Messenger") and engine is not Auto
         with pytest.warns(UserWarning, match="it keeps state between calls") if remembers else nullcontext():
             assert_same(trajectories(make, model, x, engine, steps=20, lr=0.01))
